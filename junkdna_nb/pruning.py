@@ -144,7 +144,7 @@ def n_of_m(scores:list,   # of (outputs, inputs) tensors
         masks.append(torch.cat(parts, 1))
     return masks, ties
 
-# %% ../nbs/01_pruning.ipynb #ddfa4417
+# %% ../nbs/01_pruning.ipynb #0665e412
 def hash_weights(weights  # of `Weight`
     ) -> str:
     "SHA-256 over names, shapes, types and values of weights"
@@ -182,7 +182,7 @@ class Masks(Mapping):
     @torch.no_grad()
     def apply_(self, model):
         "Set the pruned weights of `model` to 0.0, in place"
-        for name, p in self.parameters(model).items(): p.mul_(self[name].to(p.device))
+        for name, p in self.parameters(model).items(): p.masked_fill_(~self[name].to(p.device), 0)
         return model
 
     def save(self, path):
@@ -246,7 +246,7 @@ def make_masks(model,
     provenance = how | dict(ties_at_threshold=ties, weights_sha256=hash_weights(weights), transposed=[w.name for w in weights if w.transposed])
     return Masks({w.name: w.oriented(m).contiguous() for w, m in zip(weights, kept)}, provenance)
 
-# %% ../nbs/01_pruning.ipynb #ae41cacd
+# %% ../nbs/01_pruning.ipynb #0b757e1c
 def _groups_violated(weight, transposed, n_kept, m_group):
     "Number of N:M groups with more nonzero weights than are to be kept"
     nonzero = (weight.T if transposed else weight) != 0
@@ -258,7 +258,7 @@ def _groups_violated(weight, transposed, n_kept, m_group):
 @torch.no_grad()
 def certify(model,
             masks:Masks,
-            pretrained:dict=None,  # name -> values at the pruned places, in row-major order of the stored weight; see `MaskCallback`
+            pretrained:dict=None,  # name -> pre-trained weight; asks whether the pruned places still have its bits
     ) -> dict:                     # JSON-ready counts
     "What is really zero, and where it should be and is not"
     how, layers = masks.provenance, {}
@@ -268,7 +268,7 @@ def certify(model,
     for name, p in masks.parameters(model).items():
         pruned = ~masks[name].to(p.device)
         row = dict(size=p.numel(), zeros=int((p == 0).sum()), masked=int(pruned.sum()), violations=int((p[pruned] != 0).sum()))
-        if pretrained is not None: row['changed'] = int((_bits(p[pruned]) != _bits(pretrained[name].to(p.device))).sum())
+        if pretrained is not None: row['changed'] = int((_bits(p[pruned]) != _bits(pretrained[name].to(p.device)[pruned])).sum())
         if how['pattern'] == 'nm': row['groups_violated'] = _groups_violated(p, name in how['transposed'], how['n_kept'], how['m_group'])
         layers[name] = row
         for k in total: total[k] += row[k]
