@@ -61,7 +61,7 @@ def prune_count(n:int,             # number of weights
     if not 0 <= sparsity <= 1: raise StudyError(f"sparsity={sparsity!r} is out of range (allowed: a number in [0, 1])")
     return math.floor(Fraction(str(float(sparsity)))*n + Fraction(1, 2))
 
-# %% ../nbs/01_pruning.ipynb #03c149d1
+# %% ../nbs/01_pruning.ipynb #99cc53c7
 def _pick(scores, k):
     "Flat bool tensor, True = pruned: the k smallest of flat scores, ties by position; and the number of ties broken"
     pruned = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
@@ -90,7 +90,7 @@ def smallest(scores:list,        # of (outputs, inputs) tensors, floating point,
     for group in groups:
         flat = torch.cat([s.reshape(-1) for s in group])
         k = prune_count(len(flat), sparsity)
-        if rule == 'strict' and k: pruned = flat <= flat.kthvalue(k + 1).values
+        if rule == 'strict' and 0 < k < len(flat): pruned = flat <= flat.kthvalue(k + 1).values
         else:
             pruned, t = _pick(flat, k)
             ties += t
@@ -111,7 +111,7 @@ def _per_row(scores, sparsity):
             ties += int((s[broken] == ordered[broken, k - 1:k]).sum())
     return masks, ties
 
-# %% ../nbs/01_pruning.ipynb #6d9d553d
+# %% ../nbs/01_pruning.ipynb #657b36e2
 def check_n_of_m(n_kept, m_group):
     "Raise `StudyError` unless 1 <= n_kept <= m_group"
     if not (1 <= n_kept <= m_group): raise StudyError(f"n_kept={n_kept} of m_group={m_group} is impossible (allowed: 1 <= n_kept <= m_group)")
@@ -130,6 +130,8 @@ def n_of_m(scores:list,   # of (outputs, inputs) tensors
     masks, ties = [], 0
     for s in scores:
         if not bool(torch.isfinite(s).all()): raise StudyError("a weight is NaN or infinite; masks need finite weights")
+        if s.numel() == 0:
+            masks.append(torch.ones_like(s, dtype=torch.bool)); continue
         whole = s.shape[1]//m_group*m_group
         parts = []
         for block in (s[:, :whole].reshape(-1, m_group), s[:, whole:]):
