@@ -18,6 +18,9 @@ from typing import ClassVar
 
 from fastcore.basics import patch
 
+# %% ../nbs/00_core.ipynb #b155e4a3
+warnings.filterwarnings('ignore', message='IProgress not found')   # our progress bars are plain text
+
 # %% ../nbs/00_core.ipynb #05fef14f
 class StudyError(ValueError):
     "Something a person can put right, said in one line"

@@ -12,7 +12,7 @@ from pathlib import Path
 from .core import Config, StudyError, check_writable, find_record, project_root, runs_dir
 from .experiments import closing_lines, get_experiment
 
-# %% ../nbs/01e_sweep.ipynb #30409761
+# %% ../nbs/01e_sweep.ipynb #b0b52091
 def small_outputs(nb):
     "Keep of every progress bar in a notebook its last state only (a bar redraws its line after a carriage return)"
     for cell in nb.cells:
@@ -26,13 +26,14 @@ def run_notebook(config:Config,   # of the experiment; its class names the noteb
     "Execute an experiment notebook with papermill; progress goes to the standard output"
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config as Traits
     folder = runs_dir(config.experiment)
     check_writable(folder)
     final, tmp, failed = (folder/f'{stem}.ipynb' for stem in (config.name, f'.tmp-{config.name}-{os.getpid()}', f'{config.name}.failed'))
     source = project_root()/'nbs'/f'{config.experiment}.ipynb'
     try:
         papermill.execute_notebook(str(source), str(tmp), parameters=params, kernel_name='python3', cwd=str(source.parent), progress_bar=False,
-                                   stdout_file=sys.stdout, stderr_file=sys.stderr)
+                                   stdout_file=sys.stdout, stderr_file=sys.stderr, config=Traits(KernelManager=dict(transport='ipc')))
     except PapermillExecutionError as e:
         os.replace(tmp, failed)
         raise StudyError(f"{e.ename}: {e.evalue} (see {_relative(failed)})") from None

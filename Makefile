@@ -1,0 +1,62 @@
+# Two commands do everything from a fresh clone: `make glue` runs the main experiment, `make test` runs the tests.
+# Needs Python 3.11 or newer with pip, and make.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help glue test check readme lab execute clean
+
+help:
+	@echo "make glue      prune minilm to sparsity 0.8, fine-tune it on film reviews, compare with dense"
+	@echo "               SPARSITY=0.5 TASK=sarcasm MODE=dense_frozen MODEL=mpnet SEED=42 ARGS='epochs=3 max_train=0'"
+	@echo "make test      nbdev_test, pytest, and the check that generated files are up to date"
+	@echo "make lab       open the notebooks in JupyterLab"
+	@echo "make readme    render README.md from nbs/index.ipynb"
+	@echo "make execute   run the library notebooks and store their outputs (NB=01_pruning for one)"
+	@echo "make clean     remove the environment; records and the cache of models and data stay"
+
+# Debian's python3 may lack ensurepip; then pip itself puts pip into the environment.
+$(READY): settings.ini pyproject.toml setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed and none was found (make PYTHON=/path/to/python)"; exit 1; }
+	@test -x $(BIN)/python || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
+	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }; }
+	@echo "installing pinned packages into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+TASK_ARGS = $(if $(SPARSITY),sparsity=$(SPARSITY)) $(if $(TASK),task=$(TASK)) $(if $(MODE),mode=$(MODE)) $(if $(MODEL),model=$(MODEL)) $(if $(SEED),seed=$(SEED))
+SPARSITY ?= 0.8
+
+glue: $(READY)
+	@$(BIN)/junkdna run 02_glue $(TASK_ARGS) $(ARGS)
+
+test: $(READY)
+	$(BIN)/nbdev_test --n_workers 2 --do_print
+	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory check
+
+# Export, clean and render again in a copy; nothing may change.
+check: $(READY)
+	@rm -rf .tmp-check && mkdir .tmp-check && cp -r nbs junkdna_nb settings.ini README.md .tmp-check/
+	@cd .tmp-check && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb > README.md
+	@for f in nbs junkdna_nb README.md; do diff -r -q -x __pycache__ -x .ipynb_checkpoints -x .last_checked -x '_proc' $$f .tmp-check/$$f || bad=1; done; rm -rf .tmp-check; \
+	  test -z "$$bad" && echo "generated files are up to date" || { echo "error: run nbdev_export, nbdev_clean and make readme, then commit"; exit 1; }
+
+readme: $(READY)
+	@$(BIN)/jupyter-nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb > README.md
+
+NB ?= 00_core 00_packages 00a_models 00b_tasks 00c_experiments 01_pruning 01b_transfer 01e_sweep
+execute: $(READY)
+	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; done
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+
+lab: $(READY)
+	$(BIN)/jupyter-lab nbs
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache

@@ -1,0 +1,34 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+MIRROR = Path(os.environ.get("JUNKDNA_MIRROR") or ROOT.parent / "shared" / "data")
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    "Records of every test go to a folder of its own."
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("JUNKDNA_RUNS", str(folder))
+    monkeypatch.delenv("IN_TEST", raising=False)
+    return folder
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    "A mirror of the hub's GLUE; the test is skipped where there is none."
+    if not (MIRROR / "nyu-mll" / "glue").is_dir():
+        pytest.skip("no mirror of nyu-mll/glue (set JUNKDNA_MIRROR)")
+    monkeypatch.setenv("JUNKDNA_MIRROR", str(MIRROR))
+    return MIRROR
+
+
+def command(*words, cwd=ROOT, env=None, **kw):
+    "Run one of the environment's commands for real; its output is captured."
+    return subprocess.run([str(BIN / words[0]), *map(str, words[1:])], cwd=cwd, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}, timeout=600, **kw)

@@ -1,0 +1,156 @@
+"Configurations, records, and what survives a kill."
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from junkdna_nb.core import (StudyError, find_record, load_items, load_record, load_runs, project_root, run_recorded, runs_dir, save_record,
+                             write_atomic)
+from junkdna_nb.experiments import GlueConfig
+
+BAD = [("sparsity", 1.0), ("sparsity", -0.1), ("sparsity", float("nan")), ("sparsity", "80%"), ("sparsity", None), ("sparsity", True),
+       ("data_share", 0), ("data_share", 1.01), ("data_share", "all"), ("seed", -1), ("seed", 1.5), ("seed", "x"), ("epochs", 0),
+       ("batch_size", 0), ("learning_rate", 0.0), ("learning_rate", float("inf")), ("n_kept", 0), ("m_group", 0), ("max_length", 4),
+       ("task", "moovie"), ("task", 3), ("model", "minlm"), ("model", "../x"), ("mode", "frozen"), ("recipe", "refrence"), ("method", "magnitud"),
+       ("pattern", "n:m"), ("precision", "fp16"), ("granularity", "column")]
+
+
+@pytest.mark.parametrize("name,value", BAD, ids=str)
+def test_bad_values_are_one_line_that_names_them(name, value):
+    with pytest.raises(StudyError) as e:
+        GlueConfig.make(**{name: value})
+    assert "\n" not in str(e.value) and name in str(e.value) and str(value) in str(e.value) and "allowed" in str(e.value)
+
+
+def test_impossible_group():
+    with pytest.raises(StudyError, match="n_kept=5 of m_group=4 is impossible"):
+        GlueConfig(pattern="nm", n_kept=5, m_group=4)
+
+
+@pytest.mark.parametrize("wrong,right", [("sparsty", "sparsity"), ("sead", "seed"), ("lerning_rate", "learning_rate")])
+def test_unknown_parameter_names_the_nearest(wrong, right):
+    with pytest.raises(StudyError, match=f"unknown parameter '{wrong}'; did you mean '{right}'"):
+        GlueConfig.make(**{wrong: 1})
+
+
+@given(st.floats(0, 0.999), st.integers(0, 2**32 - 1), st.integers(0, 10**6))
+def test_digest_follows_what_matters(sparsity, seed, save_steps):
+    a = GlueConfig(sparsity=sparsity, seed=seed)
+    assert a.digest == GlueConfig.make(**{"sparsity": repr(sparsity), "seed": str(seed), "save_steps": save_steps}).digest
+    assert a.digest != a.but(seed=(seed + 1) % 2**32).digest
+    assert a.but(mode="dense").digest == a.but(mode="dense", sparsity=0.123, n_kept=1).digest
+
+
+def test_digest_is_stable_across_processes():
+    code = "from junkdna_nb.experiments import GlueConfig; print(GlueConfig(sparsity=0.5).digest)"
+    outs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": str(i)}).stdout.strip()
+            for i in range(3)}
+    assert outs == {GlueConfig(sparsity=0.5).digest}
+
+
+def test_configuration_loads_nothing_heavy():
+    code = "import sys; from junkdna_nb.experiments import GlueConfig; GlueConfig(); print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def _work(config, record):
+    record |= dict(metric="accuracy", metrics={"accuracy": dict(value=0.5, se=0.1, n=4)})
+    return pd.DataFrame(dict(id=list("abcd"), correct=[True, False, True, False]))
+
+
+def test_record_and_items_come_back(runs):
+    config = GlueConfig(seed=7)
+    record = run_recorded(config, _work)
+    assert find_record(config)["digest"] == config.digest and load_items(record).correct.sum() == 2
+    assert record["environment"]["versions"]["torch"] and record["peak_memory_bytes"] > 0 and record["status"] == "ok"
+    assert GlueConfig.make(**record["config"]) == config
+    assert len(load_runs()) == 1
+
+
+def test_items_that_are_not_the_records_own_are_refused(runs):
+    record = run_recorded(GlueConfig(), _work)
+    pd.DataFrame(dict(id=["z"])).to_parquet(runs / "02_glue" / record["items"]["file"])
+    with pytest.raises(StudyError, match="not the one its record describes"):
+        load_items(record)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema_version": 99}', "\x00\x01", json.dumps(dict(schema_version=1, status="ok"))])
+def test_damaged_records_are_named_and_skipped(runs, content):
+    run_recorded(GlueConfig(), _work)
+    (runs / "02_glue" / "bad.json").write_text(content)
+    with pytest.warns(UserWarning, match="bad.json"):
+        assert len(load_runs()) == 1
+
+
+def test_nan_never_enters_a_record(runs):
+    with pytest.raises(ValueError, match="not JSON"):
+        save_record({**run_recorded(GlueConfig(), _work), "x": float("nan")})
+
+
+def test_failure_leaves_a_failed_record_but_never_over_a_good_one(runs):
+    def fail(config, record):
+        raise RuntimeError("out of ink")
+    for config in (GlueConfig(seed=1), GlueConfig(seed=2)):
+        if config.seed == 2:
+            run_recorded(config, _work)
+        with pytest.raises(RuntimeError):
+            run_recorded(config, fail)
+    assert load_runs(status="failed").seed.tolist() == [1] and load_runs().seed.tolist() == [2]
+
+
+@pytest.mark.parametrize("folder", ["/proc/junkdna", "file/under"])
+def test_folder_that_cannot_be_written(tmp_path, monkeypatch, folder):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JUNKDNA_RUNS", str(tmp_path / folder))
+    called = []
+    with pytest.raises(StudyError, match="cannot write"):
+        run_recorded(GlueConfig(), lambda c, r: called.append(1))
+    assert not called
+
+
+def test_root_is_found_from_anywhere(tmp_path, monkeypatch):
+    root = project_root()
+    monkeypatch.delenv("JUNKDNA_RUNS")
+    for place in (root, root / "nbs", tmp_path):
+        monkeypatch.chdir(place)
+        assert runs_dir("02_glue") == root / "papermill_runs" / "02_glue"
+
+
+WRITER = """
+import sys, pandas as pd
+from junkdna_nb.core import save_record
+for i in range(10**6):
+    record = dict(schema_version=1, experiment='02_glue', name='x', digest='d', status='ok', config={}, metrics={}, environment={}, i=i, pad=['%09d' % i] * 20000)
+    save_record(record, pd.DataFrame(dict(id=range(5000), i=i)))
+    print(i, flush=True)
+"""
+
+
+def test_kill_at_any_moment_leaves_records_whole_or_absent(runs):
+    "A process that rewrites one record as fast as it can is killed at random moments."
+    rng, states = random.Random(0), set()
+    for _ in range(8):
+        p = subprocess.Popen([sys.executable, "-c", WRITER], stdout=subprocess.PIPE, text=True)
+        p.stdout.readline()
+        time.sleep(rng.uniform(0, 0.4))
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+        path = runs / "02_glue" / "x.json"
+        states.add(path.exists())
+        if path.exists():
+            record = load_record(path)
+            assert len(record["pad"]) == 20000 and set(record["pad"]) == {"%09d" % record["i"]}
+            items = load_items(record)
+            assert len(items) == 5000 and set(items.i) == {record["i"]}
+    write_atomic(runs / "02_glue" / "x.json", b"")
+    assert not list((runs / "02_glue").glob(".tmp-x.json-*")), "temporary files of a killed writer are removed by the next"
+    assert True in states
