@@ -19,7 +19,7 @@ from torch import nn
 
 from .core import StudyError, nearest, write_atomic
 
-# %% ../nbs/01_pruning.ipynb #7a762a57
+# %% ../nbs/01_pruning.ipynb #b4877c55
 @dataclass(frozen=True)
 class Weight:
     "One prunable weight"
@@ -33,7 +33,7 @@ class Weight:
 def _storage(p): return p.device, p.untyped_storage().data_ptr(), p.storage_offset()
 
 def prunable(model,            # a transformers model
-             head:bool=False,  # also the classification head?
+             head:bool=False,  # also the classification head (and the pooler)?
              fresh=(),         # names of parameters that the checkpoint did not contain: they count as head
     ) -> list:                 # of `Weight`, in the model's own order
     "The weights that may be pruned, tied ones once"
@@ -43,7 +43,9 @@ def prunable(model,            # a transformers model
     for m in model.modules():
         if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) or m is output: skip |= {_storage(p) for p in m.parameters(recurse=False)}
         if isinstance(m, Conv1D): transposed.add(id(m.weight))
-    body = {id(p) for n, p in getattr(model, 'base_model', model).named_parameters()}
+    base = getattr(model, 'base_model', model)
+    pooler = getattr(base, 'pooler', None)
+    body = {id(p) for p in base.parameters()} - ({id(p) for p in pooler.parameters()} if pooler is not None else set())
     seen, found = set(skip), []
     for name, p in model.named_parameters():
         is_head = id(p) not in body or name in fresh
@@ -248,7 +250,7 @@ def make_masks(model,
     provenance = how | dict(ties_at_threshold=ties, weights_sha256=hash_weights(weights), transposed=[w.name for w in weights if w.transposed])
     return Masks({w.name: w.oriented(m).contiguous() for w, m in zip(weights, kept)}, provenance)
 
-# %% ../nbs/01_pruning.ipynb #0b757e1c
+# %% ../nbs/01_pruning.ipynb #28333d24
 def _groups_violated(weight, transposed, n_kept, m_group):
     "Number of N:M groups with more nonzero weights than are to be kept"
     nonzero = (weight.T if transposed else weight) != 0
@@ -276,6 +278,6 @@ def certify(model,
         for k in total: total[k] += row[k]
     return dict(sparsity=total['zeros']/total['size'], mask_sparsity=total['masked']/total['size'],
                 sparsity_requested=how.get('sparsity', 1 - how['n_kept']/how['m_group'] if how['pattern'] == 'nm' else None),
-                ties_at_threshold=how['ties_at_threshold'], **total, layers=layers)
+                ties_at_threshold=how['ties_at_threshold'], emptied=[n for n, r in layers.items() if r['masked'] == r['size']], **total, layers=layers)
 
 def _bits(x): return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])

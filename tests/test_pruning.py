@@ -126,8 +126,8 @@ def test_scope_of_model_families(name):
     weights = prunable(model)
     embedded = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     assert all(w.param.ndim == 2 and id(w.param) not in embedded for w in weights)
-    assert not any(k in w.name for w in weights for k in ("classifier", "lm_head", "embed", "wte", "wpe", "shared", "relative"))
-    linear = {id(m.weight) for n, m in model.base_model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")} - embedded
+    assert not any(k in w.name for w in weights for k in ("classifier", "pooler", "lm_head", "embed", "wte", "wpe", "shared", "relative"))
+    linear = {id(m.weight) for n, m in model.base_model.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and "pooler" not in n} - embedded
     assert {id(w.param) for w in weights} == linear, "every linear map of the body, and nothing else"
     assert all(w.transposed == (name == "gpt2") for w in weights)
     masks = make_masks(model, sparsity=0.6)
@@ -187,10 +187,19 @@ def test_the_certificate_tells_the_truth():
     assert certify(model, masks)["violations"] == int((~masks[name]).sum())
 
 
+def test_a_layer_that_is_emptied_is_named():
+    "minilm's pooler under one global threshold, in small"
+    model = models()["bert"]
+    model.bert.pooler.dense.weight.data *= 0.01
+    assert make_masks(model, sparsity=0.6)["bert.encoder.layer.0.output.dense.weight"].any()
+    masks = make_masks(model, sparsity=0.6, head=True)
+    assert certify(masks.apply_(model), masks)["emptied"] == ["bert.pooler.dense.weight"]
+
+
 def test_hash_sees_names_shapes_and_bits():
     a, b = models()["bert"], models()["bert"]
     assert hash_weights(prunable(a)) == hash_weights(prunable(b))
-    b.bert.pooler.dense.weight.data[0, 0] *= -1
+    b.bert.encoder.layer[0].output.dense.weight.data[0, 0] *= -1
     assert hash_weights(prunable(a)) != hash_weights(prunable(b))
 
 

@@ -1,0 +1,271 @@
+"The four modes kept exact through real training of a real model on real sentences."
+import numpy as np
+import pytest
+import torch
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+from junkdna_nb.core import StudyError, load_items, load_runs
+from junkdna_nb.experiments import GlueConfig
+from junkdna_nb.models import load_classifier, load_tokenizer, resolve_model
+from junkdna_nb.pruning import Masks, certify, make_masks, prunable
+from junkdna_nb.tasks import TASKS, load_task
+from junkdna_nb.transfer import MaskCallback, Mode, encode, fine_tune, resolve_precision, run
+
+SMALL = dict(max_train=96, max_eval=40, epochs=2, max_length=24, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    source = resolve_model("minilm")
+    tokenizer = load_tokenizer(source)
+    data = load_task("movie", max_train=96, max_eval=40)
+    return source, tokenizer, encode(data.train, TASKS["movie"].text, tokenizer, 24)
+
+
+def stock_trainer(bench, folder, mode, masks_of=dict(sparsity=0.7), exact=True, **kw):
+    "The Trainer as it comes, with the callback added in the two lines that the documentation promises"
+    source, tokenizer, train = bench
+    model, fresh = load_classifier(source, 2, 41)
+    args = TrainingArguments(str(folder), **{**dict(per_device_train_batch_size=8, max_steps=5, learning_rate=1e-3, use_cpu=True, disable_tqdm=True, report_to="none",
+                             save_strategy="no", logging_strategy="no", seed=41), **kw})
+    trainer = Trainer(model, args, train_dataset=train.remove_columns("length"), data_collator=DataCollatorWithPadding(tokenizer))
+    masks = make_masks(model, fresh=fresh, **masks_of)
+    callback = MaskCallback(masks, mode, exact)
+    trainer.add_callback(callback)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    return trainer, masks, callback, before
+
+
+HARD = [dict(), dict(weight_decay=0.1), dict(weight_decay=0.1, gradient_accumulation_steps=2), dict(weight_decay=0.1, bf16=True), dict(weight_decay=0.1, optim="sgd"),
+        dict(weight_decay=0.1, optim="adamw_torch_fused", max_grad_norm=0.0)]
+
+
+@pytest.mark.parametrize("kw", HARD, ids=str)
+@pytest.mark.parametrize("masks_of", [dict(sparsity=0.7), dict(pattern="nm", n_kept=2, m_group=4)], ids=["70%", "2of4"])
+def test_sparse_stays_exactly_zero(bench, tmp_path, kw, masks_of):
+    trainer, masks, callback, before = stock_trainer(bench, tmp_path, "sparse", masks_of, **kw)
+    seen = []
+
+    class Watch(TrainerCallback):   # added after ours, so it sees what an evaluation in the middle would see
+        def on_step_end(self, args, state, control, model=None, **_): seen.append(certify(model, masks)["violations"])
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert seen == [0] * 5
+    for name, mask in masks.items():
+        p = dict(trainer.model.named_parameters())[name]
+        assert torch.equal(p[~mask], torch.zeros(int((~mask).sum()))) and not torch.signbit(p[~mask]).any()
+    moved = sum(int((dict(trainer.model.named_parameters())[n][m] != before[n][m]).sum()) for n, m in masks.items())
+    assert moved > 0.9 * sum(int(m.sum()) for m in masks.values()), "the survivors are trained"
+    trainer.save_model(tmp_path / "saved")
+    again = type(trainer.model).from_pretrained(tmp_path / "saved")
+    assert certify(again, masks)["violations"] == 0 and callback.at_start["violations"] == 0
+
+
+@pytest.mark.parametrize("kw", HARD, ids=str)
+def test_frozen_weights_are_bit_equal_to_the_checkpoint(bench, tmp_path, kw):
+    trainer, masks, callback, before = stock_trainer(bench, tmp_path, "dense_frozen", **kw)
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    for name, mask in masks.items():
+        assert torch.equal(after[name][~mask].view(torch.int32), before[name][~mask].view(torch.int32))
+    assert certify(trainer.model, masks, callback.pretrained)["changed"] == 0
+    assert any(not torch.equal(after[n][m], before[n][m]) for n, m in masks.items())
+
+
+def test_sparse_to_dense_starts_sparse_and_ends_dense(bench, tmp_path):
+    trainer, masks, callback, _ = stock_trainer(bench, tmp_path, "sparse_to_dense")
+    trainer.train()
+    assert callback.at_start["violations"] == 0 and abs(callback.at_start["sparsity"] - 0.7) < 1e-6
+    assert certify(trainer.model, masks)["sparsity"] < 0.05
+
+
+def test_dense_is_untouched_by_the_callback(bench, tmp_path):
+    trainer, masks, *_ = stock_trainer(bench, tmp_path / "a", "dense")
+    trainer.train()
+    plain, *_ = stock_trainer(bench, tmp_path / "b", "dense")
+    plain.remove_callback(MaskCallback)
+    plain.train()
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), plain.model.parameters()))
+
+
+def test_without_the_callback_pruned_weights_would_move(bench, tmp_path):
+    "What the callback is for; if this failed, the tests above would prove nothing"
+    trainer, masks, *_ = stock_trainer(bench, tmp_path, "sparse", weight_decay=0.1)
+    masks.apply_(trainer.model)
+    trainer.remove_callback(MaskCallback)
+    trainer.train()
+    assert certify(trainer.model, masks)["violations"] > 1000
+
+
+def test_clipping_measures_the_trained_weights_only(bench, tmp_path):
+    trainer, masks, *_ = stock_trainer(bench, tmp_path, "sparse", max_steps=1)
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            self.leak = sum(float(p.grad[~masks[n]].abs().sum()) for n, p in model.named_parameters() if n in masks)
+            self.kept = sum(float(p.grad[masks[n]].abs().sum()) for n, p in model.named_parameters() if n in masks)
+    look = Look()
+    trainer.add_callback(look)
+    trainer.train()
+    assert look.leak == 0 and look.kept > 0
+    assert not any(p._post_accumulate_grad_hooks for p in trainer.model.parameters() if p._post_accumulate_grad_hooks is not None), "hooks are removed at the end"
+
+
+def test_reference_order_is_not_exact_after_the_last_step(bench, tmp_path):
+    trainer, masks, callback, _ = stock_trainer(bench, tmp_path, "sparse", exact=False)
+    trainer.train()
+    c = certify(trainer.model, masks)
+    assert callback.at_start["violations"] == 0 and c["violations"] > 0
+
+
+class Stop(TrainerCallback):
+    "Interrupts training as a kill would, after a checkpoint"
+    def __init__(self, step): self.step = step
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step + 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("mode", ["sparse", "dense_frozen", "sparse_to_dense", "dense"])
+@pytest.mark.parametrize("stop", [5, 12, 17])   # in the first epoch, at its end, in the second
+def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop):
+    source, tokenizer, train = bench
+    config = GlueConfig(**SMALL, mode=mode, save_steps=stop, weight_decay=0.01)   # 12 steps an epoch
+
+    def training(folder, config, *more):
+        model, fresh = load_classifier(source, 2, config.seed)
+        masks = make_masks(model, sparsity=0.6, fresh=fresh)
+        callback = MaskCallback(masks, mode)
+        original = fine_tune.__globals__["Progress"]
+        try:
+            if more:
+                fine_tune.__globals__["Progress"] = lambda label: more[0]
+            return fine_tune(model, train, tokenizer, config, folder, callback, "fp32"), masks, callback
+        finally:
+            fine_tune.__globals__["Progress"] = original
+    whole, *_ = training(tmp_path / "whole", config.but(save_steps=0))
+    with pytest.raises(KeyboardInterrupt):
+        training(tmp_path / "cut", config, Stop(stop))
+    if mode != "dense":
+        assert Masks.load(tmp_path / "cut" / f"checkpoint-{stop}" / "masks.safetensors").sparsity == pytest.approx(0.6, abs=1e-6)
+    resumed, masks, callback = training(tmp_path / "cut", config)
+    assert resumed.state.global_step == whole.state.global_step == 24
+    for (n, a), b in zip(whole.model.named_parameters(), resumed.model.parameters()):
+        assert torch.equal(a, b), n
+    c = certify(resumed.model, masks, callback.pretrained)
+    assert c["violations"] == 0 if mode == "sparse" else c.get("changed", 0) == 0
+
+
+def test_resuming_with_other_masks_is_refused(bench, tmp_path):
+    trainer, *_ = stock_trainer(bench, tmp_path, "sparse", save_strategy="steps", save_steps=3)
+    trainer.train()
+    other, *_ = stock_trainer(bench, tmp_path, "sparse", dict(sparsity=0.5), save_strategy="steps", save_steps=3)
+    with pytest.raises(StudyError, match="are not the ones given"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_masks_of_another_model_are_refused(bench, tmp_path):
+    trainer, masks, *_ = stock_trainer(bench, tmp_path, "sparse")
+    trainer.remove_callback(MaskCallback)
+    trainer.add_callback(MaskCallback(Masks({"no.such.weight": torch.ones(2, 2, dtype=torch.bool)}, masks.provenance), "sparse"))
+    with pytest.raises(StudyError, match="belong to another model"):
+        trainer.train()
+
+
+# ---- whole cells of the study
+
+def test_same_configuration_twice_gives_the_same_outcomes(runs, tmp_path, monkeypatch):
+    config = GlueConfig(**SMALL, sparsity=0.4)
+    first = run(config)
+    monkeypatch.setenv("JUNKDNA_RUNS", str(tmp_path / "elsewhere"))
+    second = run(config)
+    assert first["metrics"] == second["metrics"] and first["relative"] == second["relative"] and first["items"]["sha256"] == second["items"]["sha256"]
+
+
+def test_dense_baseline_is_trained_once(runs, capsys):
+    run(GlueConfig(**SMALL, sparsity=0.3))
+    assert "not found" in capsys.readouterr().out
+    dense = load_runs()[lambda d: d["mode"] == "dense"]
+    stamp = [(runs / "02_glue" / f"{n}.json").stat().st_mtime_ns for n in dense.name]
+    record = run(GlueConfig(**SMALL, sparsity=0.5))
+    assert "dense baseline: found" in capsys.readouterr().out and [(runs / "02_glue" / f"{n}.json").stat().st_mtime_ns for n in dense.name] == stamp
+    assert record["relative"]["dense_digest"] == dense.digest.item()
+    assert record["relative"]["relative_performance"] == pytest.approx(100 * record["metrics"]["accuracy"]["value"] / dense.value.item())
+
+
+def test_baseline_in_other_arithmetic_is_not_used(runs, capsys, monkeypatch):
+    if resolve_precision() == "fp32":
+        pytest.skip("this processor has one arithmetic only")
+    run(GlueConfig(**SMALL, mode="dense"))
+    monkeypatch.setattr("junkdna_nb.transfer.resolve_precision", lambda asked: "fp32")
+    run(GlueConfig(**SMALL))
+    assert "not found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["sparse", "dense_frozen", "sparse_to_dense"])
+@pytest.mark.parametrize("how", [dict(sparsity=0.8), dict(pattern="nm", n_kept=3, m_group=8), dict(method="random", sparsity=0.25, granularity="row")], ids=["80%", "3of8", "random"])
+def test_record_of_every_mode_and_pattern(runs, mode, how):
+    config = GlueConfig(**SMALL, mode=mode, **how)
+    record = run(config)
+    c = record["certificate"]
+    asked = how.get("sparsity", 1 - 3 / 8)
+    for moment in ("pruning", "evaluation", "reloaded"):
+        assert c[moment]["mask_sparsity"] == pytest.approx(asked, abs=1e-3) and c[moment]["sparsity_requested"] == asked
+    if mode == "sparse":
+        assert [c[m]["violations"] for m in ("pruning", "evaluation", "reloaded")] == [0, 0, 0]
+        assert "3" not in how or c["reloaded"]["groups_violated"] == 0
+    elif mode == "dense_frozen":
+        assert c["evaluation"]["changed"] == c["reloaded"]["changed"] == 0 and c["evaluation"]["zeros"] == 0
+    else:
+        assert c["pruning"]["violations"] == 0 and c["evaluation"]["sparsity"] < 0.05
+    items = load_items(record)
+    assert items.correct.mean() == record["metrics"]["accuracy"]["value"] and len(items) == 40
+    assert ((items.margin > 0) == items.correct).all()
+    assert np.allclose(np.exp(np.stack(items.log_probabilities)).sum(1), 1, atol=1e-5)
+
+
+def test_reference_recipe_reproduces_the_authors_surprises(runs):
+    default, reference = (run(GlueConfig(**SMALL, sparsity=0.6, recipe=r)) for r in ("default", "reference"))
+    a, b = default["certificate"], reference["certificate"]
+    assert b["pruning"]["size"] == a["pruning"]["size"] + 2 * 384 + 384 * 384, "the head is pruned too, and the pooler with it"
+    assert b["pruning"]["emptied"] == [] and a["pruning"]["emptied"] == []
+    asked = round(0.6 * b["pruning"]["size"])
+    assert b["pruning"]["masked"] == asked + 1 or b["pruning"]["masked"] - asked > 1, "the strict threshold takes at least one more"
+    assert a["pruning"]["masked"] == round(0.6 * a["pruning"]["size"])
+    assert b["evaluation"]["violations"] > 0 and b["reloaded"]["violations"] > 0, "not sparse after the last step"
+    assert [r["id"] for r in load_task("movie", 41, 0.5, 96, rule="head").train] == [r["id"] for r in load_task("movie", 42, 0.5, 96, rule="head").train]
+    assert default["fingerprints"]["data"] != reference["fingerprints"]["data"]
+
+
+def test_decoder_as_classifier(runs):
+    "Any architecture: a Llama-like decoder with a classification head"
+    record = run(GlueConfig(task="tweet", model="smollm2", sparsity=0.5, max_train=8, max_eval=8, epochs=1, max_length=16, batch_size=4))
+    assert record["certificate"]["reloaded"]["violations"] == 0
+    assert record["certificate"]["evaluation"]["size"] == 106_168_320
+
+
+def test_too_long_for_the_model(runs):
+    with pytest.raises(StudyError, match="max_length=1024 is more than minilm can read"):
+        run(GlueConfig(max_length=1024))
+
+
+GLUE_METRICS = dict(cola=["matthews", "accuracy"], sst2=["accuracy"], mrpc=["accuracy", "f1"], stsb=["pearson", "spearman"], qqp=["accuracy", "f1"], mnli=["accuracy"],
+                    qnli=["accuracy"], rte=["accuracy"], wnli=["accuracy"])
+
+
+@pytest.mark.parametrize("task", list(GLUE_METRICS))
+def test_all_nine_glue_tasks_run(runs, mirror, task):
+    record = run(GlueConfig(**{**SMALL, "max_train": 32, "epochs": 1}, task=task, sparsity=0.5))
+    assert [m for m in record["metrics"] if "mismatched" not in m] == GLUE_METRICS[task] and record["metric"] == GLUE_METRICS[task][0]
+    main = record["metrics"][record["metric"]]
+    assert main["n"] == 40 and main["se"] >= 0 and main["human"] > 0.6 and "Nangia" in main["human_source"]
+    assert all(-1 <= m["value"] <= 1 for m in record["metrics"].values())
+    assert record["certificate"]["evaluation"]["violations"] == 0
+    if task in ("qnli", "mnli", "qqp"):
+        assert "subset" in record["scale"]
+    assert str(mirror) not in (runs / "02_glue" / f"{record['name']}.json").read_text()
+
+
+def test_modes_have_the_documented_names():
+    assert [m.value for m in Mode] == ["dense", "sparse", "dense_frozen", "sparse_to_dense"]
+    assert len(prunable(load_classifier(resolve_model("minilm"), 2, 0)[0])) == 36
