@@ -11,14 +11,14 @@ from junkdna_nb.pruning import Masks, certify, make_masks, prunable
 from junkdna_nb.tasks import TASKS, load_task
 from junkdna_nb.transfer import MaskCallback, Mode, encode, fine_tune, resolve_precision, run
 
-SMALL = dict(max_train=96, max_eval=40, epochs=2, max_length=24, batch_size=8)
+SMALL = dict(max_train=48, max_eval=40, epochs=2, max_length=24, batch_size=8)   # 6 steps an epoch
 
 
 @pytest.fixture(scope="module")
 def bench():
     source = resolve_model("minilm")
     tokenizer = load_tokenizer(source)
-    data = load_task("movie", max_train=96, max_eval=40)
+    data = load_task("movie", max_train=48, max_eval=40)
     return source, tokenizer, encode(data.train, TASKS["movie"].text, tokenizer, 24)
 
 
@@ -127,10 +127,10 @@ class Stop(TrainerCallback):
 
 
 @pytest.mark.parametrize("mode", ["sparse", "dense_frozen", "sparse_to_dense", "dense"])
-@pytest.mark.parametrize("stop", [5, 12, 17])   # in the first epoch, at its end, in the second
+@pytest.mark.parametrize("stop", [6, 8])   # at the end of the first epoch, and inside the second
 def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop):
     source, tokenizer, train = bench
-    config = GlueConfig(**SMALL, mode=mode, save_steps=stop, weight_decay=0.01)   # 12 steps an epoch
+    config = GlueConfig(**SMALL, mode=mode, save_steps=stop, weight_decay=0.01)
 
     def training(folder, config, *more):
         model, fresh = load_classifier(source, 2, config.seed)
@@ -149,7 +149,7 @@ def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop):
     if mode != "dense":
         assert Masks.load(tmp_path / "cut" / f"checkpoint-{stop}" / "masks.safetensors").sparsity == pytest.approx(0.6, abs=1e-6)
     resumed, masks, callback = training(tmp_path / "cut", config)
-    assert resumed.state.global_step == whole.state.global_step == 24
+    assert resumed.state.global_step == whole.state.global_step == 12
     for (n, a), b in zip(whole.model.named_parameters(), resumed.model.parameters()):
         assert torch.equal(a, b), n
     c = certify(resumed.model, masks, callback.pretrained)
@@ -202,9 +202,16 @@ def test_baseline_in_other_arithmetic_is_not_used(runs, capsys, monkeypatch):
     assert "not found" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory):
+    "Records that several tests share, so that they share the dense baseline"
+    return tmp_path_factory.mktemp("shared")
+
+
 @pytest.mark.parametrize("mode", ["sparse", "dense_frozen", "sparse_to_dense"])
 @pytest.mark.parametrize("how", [dict(sparsity=0.8), dict(pattern="nm", n_kept=3, m_group=8), dict(method="random", sparsity=0.25, granularity="row")], ids=["80%", "3of8", "random"])
-def test_record_of_every_mode_and_pattern(runs, mode, how):
+def test_record_of_every_mode_and_pattern(shared_runs, monkeypatch, mode, how):
+    monkeypatch.setenv("JUNKDNA_RUNS", str(shared_runs))
     config = GlueConfig(**SMALL, mode=mode, **how)
     record = run(config)
     c = record["certificate"]
@@ -220,7 +227,7 @@ def test_record_of_every_mode_and_pattern(runs, mode, how):
         assert c["pruning"]["violations"] == 0 and c["evaluation"]["sparsity"] < 0.05
     items = load_items(record)
     assert items.correct.mean() == record["metrics"]["accuracy"]["value"] and len(items) == 40
-    assert ((items.margin > 0) == items.correct).all()
+    assert (items.margin[items.correct] >= 0).all() and (items.margin[~items.correct] <= 0).all()   # bf16 logits can tie
     assert np.allclose(np.exp(np.stack(items.log_probabilities)).sum(1), 1, atol=1e-5)
 
 
@@ -228,12 +235,13 @@ def test_reference_recipe_reproduces_the_authors_surprises(runs):
     default, reference = (run(GlueConfig(**SMALL, sparsity=0.6, recipe=r)) for r in ("default", "reference"))
     a, b = default["certificate"], reference["certificate"]
     assert b["pruning"]["size"] == a["pruning"]["size"] + 2 * 384 + 384 * 384, "the head is pruned too, and the pooler with it"
-    assert b["pruning"]["emptied"] == [] and a["pruning"]["emptied"] == []
+    assert b["pruning"]["emptied"] == ["bert.pooler.dense.weight"] and a["pruning"]["emptied"] == [], "which cuts minilm's way to the classifier"
     asked = round(0.6 * b["pruning"]["size"])
     assert b["pruning"]["masked"] == asked + 1 or b["pruning"]["masked"] - asked > 1, "the strict threshold takes at least one more"
     assert a["pruning"]["masked"] == round(0.6 * a["pruning"]["size"])
-    assert b["evaluation"]["violations"] > 0 and b["reloaded"]["violations"] > 0, "not sparse after the last step"
-    assert [r["id"] for r in load_task("movie", 41, 0.5, 96, rule="head").train] == [r["id"] for r in load_task("movie", 42, 0.5, 96, rule="head").train]
+    c = run(GlueConfig(**SMALL, pattern="nm", n_kept=4, m_group=8, recipe="reference"))["certificate"]
+    assert c["pruning"]["violations"] == 0 and c["evaluation"]["violations"] > 0 and c["reloaded"]["groups_violated"] > 0, "not sparse after the last step"
+    assert [r["id"] for r in load_task("movie", 41, 0.5, 48, rule="head").train] == [r["id"] for r in load_task("movie", 42, 0.5, 48, rule="head").train]
     assert default["fingerprints"]["data"] != reference["fingerprints"]["data"]
 
 
