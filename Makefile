@@ -40,19 +40,23 @@ test: $(READY)
 	$(BIN)/python -m pytest
 	@$(MAKE) --no-print-directory check
 
+# README.md is index.ipynb as Markdown, with the links made relative to the root.
+RENDER = $$BIN/jupyter-nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed -E 's|\]\(([0-9a-z_]+\.ipynb)|](nbs/\1|g; s|\]\(\.\./|](|g'
+
 # Export, clean and render again in a copy; nothing may change.
 check: $(READY)
 	@rm -rf .tmp-check && mkdir .tmp-check && cp -r nbs junkdna_nb settings.ini README.md .tmp-check/
-	@cd .tmp-check && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb > README.md
+	@cd .tmp-check && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean && { BIN=../$(BIN); $(RENDER) > README.md; }
 	@for f in nbs junkdna_nb README.md; do diff -r -q -x __pycache__ -x .ipynb_checkpoints -x .last_checked -x '_proc' $$f .tmp-check/$$f || bad=1; done; rm -rf .tmp-check; \
 	  test -z "$$bad" && echo "generated files are up to date" || { echo "error: run nbdev_export, nbdev_clean and make readme, then commit"; exit 1; }
 
 readme: $(READY)
-	@$(BIN)/jupyter-nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb > README.md
+	@BIN=$(BIN); $(RENDER) > README.md
 
 NB ?= 00_core 00_packages 00a_models 00b_tasks 00c_experiments 01_pruning 01b_transfer 01e_sweep
 execute: $(READY)
-	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; done
+	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
+	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.sweep import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 
 lab: $(READY)

@@ -34,7 +34,7 @@ def nearest(name:str,   # what was written
     close = difflib.get_close_matches(str(name), list(known), 1, 0.6)
     return f"; did you mean {close[0]!r}?" if close else ''
 
-# %% ../nbs/00_core.ipynb #03ec46be
+# %% ../nbs/00_core.ipynb #00643de4
 def param(default,             # the default; its type is the field's type
           within:str=None,     # allowed interval, e.g. '[0, 1)'; for numbers
           choices=None,        # allowed values, or a function returning them; for strings
@@ -66,7 +66,7 @@ def _coerce(name, value, kind, within):
     except (TypeError, ValueError): raise bad from None
     if number != number: raise StudyError(f"{name}=nan is not a number (allowed: {allowed})")
     if kind is int and not number.is_integer(): raise bad
-    if within and not _inside(number, within): raise StudyError(f"{name}={value!r} is out of range (allowed: {allowed})")
+    if within and not _inside(number, within): raise StudyError(f"{name}={value} is out of range (allowed: {allowed})")
     return int(number) if kind is int else number
 
 # %% ../nbs/00_core.ipynb #130b3e88

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['small_outputs', 'run_notebook', 'parse_params', 'main']
 
-# %% ../nbs/01e_sweep.ipynb #adae0f26
-import argparse, os, re, sys
+# %% ../nbs/01e_sweep.ipynb #0b825b18
+import argparse, os, re, sys, tempfile
 from pathlib import Path
 
 from .core import Config, StudyError, check_writable, find_record, project_root, runs_dir
 from .experiments import closing_lines, get_experiment
 
-# %% ../nbs/01e_sweep.ipynb #b0b52091
+# %% ../nbs/01e_sweep.ipynb #210558ae
 def small_outputs(nb):
     "Keep of every progress bar in a notebook its last state only (a bar redraws its line after a carriage return)"
     for cell in nb.cells:
@@ -32,8 +32,9 @@ def run_notebook(config:Config,   # of the experiment; its class names the noteb
     final, tmp, failed = (folder/f'{stem}.ipynb' for stem in (config.name, f'.tmp-{config.name}-{os.getpid()}', f'{config.name}.failed'))
     source = project_root()/'nbs'/f'{config.experiment}.ipynb'
     try:
-        papermill.execute_notebook(str(source), str(tmp), parameters=params, kernel_name='python3', cwd=str(source.parent), progress_bar=False,
-                                   stdout_file=sys.stdout, stderr_file=sys.stderr, config=Traits(KernelManager=dict(transport='ipc')))
+        with tempfile.TemporaryDirectory(prefix='junkdna-') as sockets:   # the kernel talks through files of ours and not through open ports
+            papermill.execute_notebook(str(source), str(tmp), parameters=params, kernel_name='python3', cwd=str(source.parent), progress_bar=False,
+                                       stdout_file=sys.stdout, stderr_file=sys.stderr, config=Traits(KernelManager=dict(transport='ipc', ip=f'{sockets}/kernel')))
     except PapermillExecutionError as e:
         os.replace(tmp, failed)
         raise StudyError(f"{e.ename}: {e.evalue} (see {_relative(failed)})") from None

@@ -6,21 +6,21 @@
 __all__ = ['Mode', 'MaskCallback', 'resolve_precision', 'Progress', 'encode', 'training_arguments', 'fine_tune', 'predict',
            'relative_to', 'run']
 
-# %% ../nbs/01b_transfer.ipynb #1e940397
+# %% ../nbs/01b_transfer.ipynb #f18e5a61
 import os, shutil, sys, tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-
-import numpy as np
-import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .core import StudyError, cache_dir, check_writable, find_record, load_items, run_recorded, runs_dir, seed_everything
 from .experiments import GlueConfig
 from .models import ModelSource, load_classifier, load_tokenizer, quiet, resolve_model
 from .pruning import Masks, certify, make_masks, prunable
 from .tasks import METRICS, TaskData, bootstrap_se, load_task, score
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 # %% ../nbs/01b_transfer.ipynb #13908b67
 class Mode(StrEnum):

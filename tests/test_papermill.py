@@ -1,0 +1,148 @@
+"The user's own command, for real: papermill from the shell, in every way it is documented."
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import nbformat
+import papermill
+import pytest
+from conftest import BIN, ROOT, command
+
+from junkdna_nb.core import load_items, load_record, load_runs
+from junkdna_nb.experiments import GlueConfig
+
+NOTEBOOK = ROOT / "nbs" / "02_glue.ipynb"
+SMALL = [w for k, v in dict(max_train=32, max_eval=24, epochs=1, max_length=16).items() for w in ("-p", k, v)]
+
+
+def only_record(runs, **fields):
+    found = load_runs("02_glue")
+    for k, v in fields.items():
+        found = found[found[k] == v]
+    assert len(found) == 1
+    return load_record(found.path.item())
+
+
+def outputs(nb):
+    return "".join(o.get("text", "") for c in nb.cells for o in c.get("outputs", []) if o.output_type == "stream")
+
+
+def test_defaults_are_written_once():
+    "The parameters cell and the configuration agree, name by name"
+    cell = {k: v["default"] for k, v in papermill.inspect_notebook(str(NOTEBOOK)).items()}
+    assert list(cell) == [f.name for f in dataclasses.fields(GlueConfig)]
+    space = {}
+    exec("\n".join(f"{k} = {v}" for k, v in cell.items()), space)
+    assert GlueConfig.make(**{k: space[k] for k in cell}) == GlueConfig()
+
+
+@pytest.mark.parametrize("where,how", [("root", "piped"), ("nbs", "piped"), ("root", "path")])
+def test_papermill_prunes_what_it_was_told(runs, tmp_path, where, how):
+    cwd = ROOT if where == "root" else ROOT / "nbs"
+    words = ["papermill", NOTEBOOK.relative_to(cwd), *([tmp_path / "out.ipynb"] if how == "path" else []), "-p", "sparsity", "0.8", *SMALL]
+    done = command(*words, cwd=cwd)
+    assert done.returncode == 0, done.stderr[-2000:]
+    nb = nbformat.reads(done.stdout if how == "piped" else (tmp_path / "out.ipynb").read_text(), 4)
+    assert outputs(nb).startswith("scale: minilm (22.7 M parameters), movie, 32 of 8,033 training and 24 of 2,037 evaluation examples")
+    record = only_record(runs, mode="sparse")
+    assert record["config"]["sparsity"] == 0.8
+    for moment in ("pruning", "evaluation", "reloaded"):
+        c = record["certificate"][moment]
+        assert c["sparsity"] == c["zeros"] / c["size"] == pytest.approx(0.8, abs=1 / c["size"]) and c["size"] == 10_616_832
+    assert (runs / "02_glue" / f"{record['name']}.png").stat().st_size > 5000 and len(load_items(record)) == 24
+
+
+def test_a_lost_tag_is_noticed(runs, tmp_path):
+    "Without the tag papermill injects above the defaults, which would silently win"
+    nb = nbformat.read(NOTEBOOK, 4)
+    tagged = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    tagged[0].metadata.pop("tags")
+    nbformat.write(nb, tmp_path / "untagged.ipynb")
+    done = command("papermill", tmp_path / "untagged.ipynb", tmp_path / "out.ipynb", "-p", "sparsity", "0.3", *SMALL)
+    assert done.returncode != 0 and "its parameters cell has lost the tag 'parameters'" in done.stderr
+    assert not runs.exists()
+
+
+BAD = [("sparsty", "0.8", "unknown parameter 'sparsty'; did you mean 'sparsity'?"), ("sparsity", "80%", "sparsity='80%' is not a number"),
+       ("sparsity", "1.0", "sparsity=1.0 is out of range (allowed: a number in [0, 1))"), ("sparsity", "nan", "sparsity=nan is not a number"),
+       ("task", "moovie", "unknown task 'moovie'; did you mean 'movie'?"), ("model", "minlm", "unknown model 'minlm'; did you mean 'minilm'?"),
+       ("mode", "sparce", "unknown mode 'sparce'; did you mean 'sparse'?"), ("recipe", "refrence", "did you mean 'reference'?"),
+       ("data_share", "0", "data_share=0 is out of range"), ("seed", "-1", "seed=-1 is out of range"), ("n_kept", "9", "n_kept=9 of m_group=8 is impossible")]
+
+
+@pytest.mark.parametrize("name,value,message", BAD, ids=lambda x: str(x)[:12])
+def test_bad_parameters_are_one_line_before_anything_heavy(runs, name, value, message):
+    more = ["pattern=nm"] if name == "n_kept" else []
+    code = f"import sys; from junkdna_nb.sweep import main; rc = main(['run', '02_glue', '{name}={value}', *{more}]); assert not {{'torch', 'transformers', 'datasets', 'papermill'}} & set(sys.modules); sys.exit(rc)"
+    done = subprocess.run([BIN / "python", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and not runs.exists()
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name,value,message", BAD[:2])
+def test_papermill_itself_stops_at_a_bad_parameter(runs, tmp_path, name, value, message):
+    done = command("papermill", NOTEBOOK, tmp_path / "out.ipynb", "-p", name, value)
+    assert done.returncode != 0 and message in done.stderr and not runs.exists()
+    errors = [o for c in nbformat.read(tmp_path / "out.ipynb", 4).cells for o in c.get("outputs", []) if o.output_type == "error"]
+    assert len(errors) == 1 and len(errors[0].traceback) == 1, "one line in the notebook, no traceback"
+
+
+def test_run_command_leaves_everything_beside_each_other(runs):
+    words = ["junkdna", "run", "02_glue", "max_train=32", "max_eval=24", "epochs=1", "max_length=16", "task=tweet", "mode=dense_frozen", "sparsity=0.5"]
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [l.split(":")[0] for l in lines[-4:]] == ["scale", "dense", "dense_frozen", "files"] and "±" in lines[-3] and "50.0000%" in lines[-2]
+    record = only_record(runs, mode="dense_frozen")
+    stem = runs / "02_glue" / record["name"]
+    assert all(stem.with_name(stem.name + e).is_file() for e in (".ipynb", ".json", ".parquet", ".png"))
+    assert stem.with_name(stem.name + ".ipynb").stat().st_size < 200_000 and "\r" not in outputs(nbformat.read(f"{stem}.ipynb", 4))
+    assert not [p for p in (runs / "02_glue").iterdir() if p.name.startswith(".tmp")]
+    again = command(*words)
+    assert "dense baseline: found" in again.stdout
+    strip = lambda r: {k: v for k, v in r.items() if k not in ("timings", "created", "peak_memory_bytes", "training", "path")}
+    assert strip(only_record(runs, mode="dense_frozen")) == strip(record), "the same twice"
+
+
+def test_a_failed_run_says_so_and_keeps_its_notebook(runs):
+    done = command("junkdna", "run", "02_glue", "max_length=1000")
+    assert done.returncode == 1 and done.stderr.startswith("error: StudyError: max_length=1000 is more than minilm can read") and done.stderr.count("\n") == 1
+    assert [p.name for p in (runs / "02_glue").iterdir() if not p.name.startswith(".")][0].endswith(".failed.ipynb")
+
+
+def test_output_folder_that_cannot_be_written():
+    done = command("junkdna", "run", "02_glue", env=dict(JUNKDNA_RUNS="/proc/nowhere"))
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1
+
+
+def test_kill_in_the_middle_leaves_nothing_half_written(runs):
+    "kill -9 of a whole run (papermill and its kernel) at random moments, then an undisturbed one"
+    rng = random.Random(1)
+    words = [BIN / "junkdna", "run", "02_glue", "max_train=64", "max_eval=24", "epochs=1", "max_length=16", "sparsity=0.5"]
+    for _ in range(3):
+        p = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(rng.uniform(4, 14))
+        for pid in [int(d) for d in os.listdir("/proc") if d.isdigit() and _session(d) == p.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        p.wait()
+        for path in (runs / "02_glue").glob("*.json"):
+            load_items(load_record(path))
+        assert not [p for p in (runs / "02_glue").glob("*.ipynb") if not p.name.startswith(".") and not json.loads(p.read_text())]
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    assert sorted(r.mode for r in load_runs("02_glue").itertuples()) == ["dense", "sparse"]
+
+
+def _session(pid):
+    try:
+        return os.getsid(int(pid))
+    except (ProcessLookupError, PermissionError):
+        return None
