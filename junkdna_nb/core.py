@@ -69,7 +69,7 @@ def _coerce(name, value, kind, within):
     if within and not _inside(number, within): raise StudyError(f"{name}={value} is out of range (allowed: {allowed})")
     return int(number) if kind is int else number
 
-# %% ../nbs/00_core.ipynb #130b3e88
+# %% ../nbs/00_core.ipynb #fcc22895
 def _slug(x): return re.sub(r'[^A-Za-z0-9.]+', '_', str(x)).strip('_')
 
 @dataclass(frozen=True)
@@ -94,6 +94,9 @@ class Config:
     def canonical(self) -> dict:
         "Field -> value, with the fields that cannot matter left out"
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata['runtime']}
+    def unused(self) -> list:
+        "Fields that have no effect on this configuration's result"
+        return sorted({f.name for f in dataclasses.fields(self) if not f.metadata['runtime']} - set(self.canonical()))
     def slug(self) -> list:
         "The parts of a readable name, before the digest"
         return []
@@ -280,7 +283,7 @@ def load_items(record:dict):
     if not path.is_file() or sha256_file(path) != record['items']['sha256']: raise StudyError(f"{path} is missing or not the one its record describes")
     return pd.read_parquet(path)
 
-# %% ../nbs/00_core.ipynb #db3067c8
+# %% ../nbs/00_core.ipynb #9625f795
 def _records(experiment=None):
     base = runs_dir()
     for path in sorted(base.glob(f"{experiment or '*'}/*.json")):
@@ -296,13 +299,13 @@ def find_record(config:Config) -> dict | None:
 
 def load_runs(experiment:str=None,  # notebook name, e.g. '02_glue'; all if None
               status:str='ok',      # 'ok', 'failed', or None for both
-    ):                              # DataFrame, one row per record
+    ):                              # DataFrame, one row per record; a parameter without effect on a run (a dense model's sparsity) is empty
     "All records as a table; unreadable ones are named in a warning and skipped"
     import pandas as pd
     rows = []
     for r in _records(experiment):
         if status and r['status'] != status: continue
-        row = {**r['config'], **{k: r[k] for k in ('experiment', 'name', 'digest', 'status', 'path')}}
+        row = {**{k: None if k in r.get('unused', ()) else v for k, v in r['config'].items()}, **{k: r[k] for k in ('experiment', 'name', 'digest', 'status', 'path')}}
         for k in ('scale', 'metric', 'created', 'error'): row[k] = r.get(k)
         main = r['metrics'].get(r.get('metric'), {})
         row |= {k: main.get(k) for k in ('value', 'se', 'n', 'chance', 'human')}
@@ -311,7 +314,7 @@ def load_runs(experiment:str=None,  # notebook name, e.g. '02_glue'; all if None
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/00_core.ipynb #54239795
+# %% ../nbs/00_core.ipynb #6fe80b3f
 def run_recorded(config:Config,  # names and is stored in the record
                  work,           # (config, record) -> items DataFrame or None; fills `record`
     ) -> dict:                   # the record, as `load_record` gives it
@@ -320,13 +323,13 @@ def run_recorded(config:Config,  # names and is stored in the record
     check_writable(folder)
     start = time.perf_counter()
     record = dict(schema_version=SCHEMA_VERSION, experiment=config.experiment, name=config.name, digest=config.digest, status='ok', error=None,
-                  created=datetime.now(timezone.utc).isoformat(timespec='seconds'), config=dataclasses.asdict(config), metrics={}, timings={})
+                  created=datetime.now(timezone.utc).isoformat(timespec='seconds'), config=dataclasses.asdict(config), unused=config.unused(), metrics={}, timings={})
     def close():
         record['timings']['total_s'] = round(time.perf_counter() - start, 3)
         return {**record, 'environment': {**environment(), **record.get('environment', {})}, 'peak_memory_bytes': peak_memory()}
     try: items = work(config, record)
     except BaseException as e:
-        if not isinstance(e, StudyError) and find_record(config) is None:
+        if find_record(config) is None:
             record |= dict(status='failed', error=traceback.format_exception_only(e)[-1].strip())
             with contextlib.suppress(Exception): save_record(close(), folder=folder)
         raise

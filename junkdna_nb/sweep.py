@@ -12,12 +12,17 @@ from pathlib import Path
 from .core import Config, StudyError, check_writable, find_record, project_root, runs_dir
 from .experiments import closing_lines, get_experiment
 
-# %% ../nbs/01e_sweep.ipynb #210558ae
+# %% ../nbs/01e_sweep.ipynb #e028505b
 def small_outputs(nb):
     "Keep of every progress bar in a notebook its last state only (a bar redraws its line after a carriage return)"
     for cell in nb.cells:
+        merged = []
         for out in cell.get('outputs', []):
+            if merged and out.output_type == 'stream' == merged[-1].output_type and out.name == merged[-1].name: merged[-1].text += out.text
+            else: merged.append(out)
+        for out in merged:
             if out.output_type == 'stream': out.text = re.sub(r'[^\n]*\r(?!\n)', '', out.text)
+        if merged: cell.outputs = merged
     return nb
 
 def run_notebook(config:Config,   # of the experiment; its class names the notebook
