@@ -10,6 +10,7 @@ from transformers import (BertConfig, BertForSequenceClassification, GPT2Config,
                           MPNetForSequenceClassification, OPTConfig, OPTForCausalLM, RobertaConfig, RobertaForSequenceClassification, T5Config,
                           T5ForConditionalGeneration)
 
+from junkdna_nb import pruning
 from junkdna_nb.core import StudyError
 from junkdna_nb.pruning import Masks, certify, hash_weights, make_masks, n_of_m, prunable, prune_count, smallest
 
@@ -206,3 +207,74 @@ def test_hash_sees_names_shapes_and_bits():
 def test_nothing_to_prune():
     with pytest.raises(StudyError, match="no prunable weight"):
         prunable(torch.nn.Embedding(4, 4))
+
+
+# ---- the fast selection, where it takes its shortcuts
+
+def stable_sort_masks(scores, k):
+    flat = torch.cat([s.double().reshape(-1) for s in scores])
+    kept = torch.ones(len(flat), dtype=torch.bool)
+    kept[flat.sort(stable=True).indices[:k]] = False
+    return [m.view(s.shape) for m, s in zip(kept.split([s.numel() for s in scores]), scores)]
+
+
+def values(kind, shape, g):
+    x = torch.randn(shape, generator=g)
+    return dict(normal=x, grid=(x * 4).round() / 4, zeros=x * (torch.rand(shape, generator=g) > 0.6), constant=torch.ones(shape), heavy=x ** 5,
+                tiny=x * 1e-42, bf16=x.bfloat16(), fp16=x.half(), float64=x.double() * (1 + 1e-12))[kind]
+
+
+KINDS = ["normal", "grid", "zeros", "constant", "heavy", "tiny", "bf16", "fp16", "float64"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("aside", [0.05, 1.0])
+def test_sampled_brackets_give_the_same_masks(monkeypatch, kind, aside):
+    "Small samples and blocks force every path: brackets, ties inside them, single-value brackets, histograms"
+    monkeypatch.setattr(pruning, "_SAMPLE", 3000)
+    monkeypatch.setattr(pruning, "_BLOCK", 777)
+    monkeypatch.setattr(pruning, "_ASIDE", aside)
+    g = torch.Generator().manual_seed(1)
+    scores = [values(kind, s, g) for s in ((101, 97), (1, 5000), (3000, 5), (64, 64))]
+    scores[1] = scores[1].T.contiguous().T   # a view that is not contiguous
+    n = sum(s.numel() for s in scores)
+    ks = [0, 1, n // 100, n // 2, n // 2 + 1, int(0.7 * n), n - 1, n]
+    levels, _, _ = pruning.nested_smallest(scores, ks, absolute=True)
+    for i, k in enumerate(ks):
+        expected = stable_sort_masks([s.abs() for s in scores], k)
+        assert all(torch.equal(m > i, e) for m, e in zip(levels, expected)), (kind, k)
+        one, _, _ = pruning.nested_smallest(scores, [k], absolute=True)
+        assert all(torch.equal(m.view(torch.bool), e) for m, e in zip(one, expected))
+
+
+def test_a_bracket_that_misses_is_noticed(monkeypatch):
+    monkeypatch.setattr(pruning, "_brackets", lambda scores, ks, n, absolute: [(100.0, 101.0, 0.0)] * len(ks))
+    x = [torch.randn(50, 40, generator=torch.Generator().manual_seed(2))]
+    levels, _, _ = pruning.nested_smallest(x, [700], absolute=True)
+    assert torch.equal(levels[0].view(torch.bool), stable_sort_masks([x[0].abs()], 700)[0])
+
+
+def test_threads_change_nothing():
+    g, before = torch.Generator().manual_seed(3), torch.get_num_threads()
+    x = [torch.randn(400, 300, generator=g) for _ in range(6)]
+    try:
+        torch.set_num_threads(1)
+        one = smallest(x, 0.5, absolute=True)[0]
+        torch.set_num_threads(4)
+        assert all(torch.equal(a, b) for a, b in zip(one, smallest(x, 0.5, absolute=True)[0]))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8, 16, 17, 40])
+def test_groups_of_every_size(monkeypatch, size):
+    monkeypatch.setattr(pruning, "_BLOCK", 500)
+    x = (torch.randn(37, 83, generator=torch.Generator().manual_seed(4)) * 3).round() / 3
+    for n in {1, max(1, size // 2), size}:
+        (mask,), _ = n_of_m([x], n, size, absolute=True)
+        for start in range(0, 83, size):
+            block = x[:, start:start + size].abs()
+            keep = n if block.shape[1] == size else max(1, math.floor(Fraction(block.shape[1] * n, size) + Fraction(1, 2)))
+            rank = block.sort(dim=1, stable=True).indices
+            expected = torch.ones_like(block, dtype=torch.bool).scatter_(1, rank[:, :block.shape[1] - keep], False)
+            assert torch.equal(mask[:, start:start + size], expected)
