@@ -64,7 +64,7 @@ def prune_count(n:int,             # number of weights
     if not 0 <= sparsity <= 1: raise StudyError(f"sparsity={sparsity!r} is out of range (allowed: a number in [0, 1])")
     return math.floor(Fraction(str(float(sparsity)))*n + Fraction(1, 2))
 
-# %% ../nbs/01_pruning.ipynb #8491471e
+# %% ../nbs/01_pruning.ipynb #18fff9cd
 _BLOCK, _SAMPLE, _ASIDE = 1 << 18, 1 << 20, 0.05   # scores per block; scores in the sample; largest share set aside
 
 def _blocks(x, absolute):
@@ -81,16 +81,18 @@ def _blocks(x, absolute):
 
 def _brackets(scores, ks, n, absolute):
     "(low, high) score for each k, and the share of all scores expected between them"
-    step = max(1, n//_SAMPLE)
-    sample = np.sort(np.concatenate([v[::step].copy() for s in scores for _, v in _blocks(s, absolute)] if step < 8 else
-                                    [_strided(s, step, absolute) for s in scores]))
-    m, out = len(sample), []
+    step = max(1, n//(_SAMPLE*min(4, len(ks))))
+    sample = np.concatenate([v.copy() for s in scores for _, v in _blocks(s, absolute)] if step == 1 else [_strided(s, step, absolute) for s in scores])
+    m, bounds = len(sample), []
     for k in ks:
         q = k/n
         d = 6*math.sqrt(q*(1 - q)/m) + 2/m
-        a, b = max(0, math.floor((q - d)*m)), min(m - 1, math.ceil((q + d)*m))
+        bounds.append((max(0, math.floor((q - d)*m)), min(m - 1, math.ceil((q + d)*m))))
+    sample.partition(sorted({b for pair in bounds for b in pair}))
+    out = []
+    for a, b in bounds:
         lo, hi = sample[a], sample[b]
-        share = 0 if lo == hi else (np.searchsorted(sample, hi, 'right') - np.searchsorted(sample, lo))/m
+        share = 0 if lo == hi else _between(sample, lo, hi).mean()
         out.append((-np.inf if a == 0 and step > 1 else lo, np.inf if b == m - 1 and step > 1 else hi, share))
     return out
 
@@ -101,10 +103,11 @@ def _strided(x, step, absolute):
     v = x[(at//cols).to(x.device), (at % cols).to(x.device)].to('cpu', torch.float64 if x.dtype == torch.float64 else torch.float32).numpy()
     return np.abs(v) if absolute else v
 
-# %% ../nbs/01_pruning.ipynb #093685f4
+# %% ../nbs/01_pruning.ipynb #4e63dbb9
 def _positions(flags):
-    "Indices of the true flags of which few are true"
-    whole = len(flags)//8*8
+    "Indices of the true flags"
+    if np.count_nonzero(flags) > len(flags)//64: return np.flatnonzero(flags)
+    whole = len(flags)//8*8   # few: look at eight at a time
     words = np.flatnonzero(flags[:whole].view(np.uint64))
     inside = (words[:, None]*8 + np.arange(8))[flags[:whole].reshape(-1, 8)[words]]
     return np.concatenate([inside, whole + np.flatnonzero(flags[whole:])])
@@ -242,7 +245,7 @@ def _per_row(scores, sparsity, absolute):
             ties += int((s[broken] == ordered[broken, k - 1:k]).sum())
     return masks, ties
 
-# %% ../nbs/01_pruning.ipynb #e505c48b
+# %% ../nbs/01_pruning.ipynb #76fc8157
 def check_n_of_m(n_kept, m_group):
     "Raise `StudyError` unless 1 <= n_kept <= m_group"
     if not (1 <= n_kept <= m_group): raise StudyError(f"n_kept={n_kept} of m_group={m_group} is impossible (allowed: 1 <= n_kept <= m_group)")
@@ -254,19 +257,24 @@ def kept_in_group(size:int,      # of the group: m_group, or less for the last o
 
 def _group_masks(v, size, drop):
     "Groups in the rows of v (any, size): kept flags, and the number of ties of which only some were pruned"
-    v = np.ascontiguousarray(v.T)                    # place in the group first: comparisons run over whole arrays
+    v = torch.from_numpy(v).t().contiguous().numpy()   # place in the group first: comparisons run over whole arrays
+    equal = np.zeros(v.shape[1], bool)
     if size <= 16:
         rank, flag = np.repeat(np.arange(size, dtype=np.uint8)[:, None], v.shape[1], 1), np.empty(v.shape[1], bool)
         for i in range(size):
             for j in range(i + 1, size):
-                np.less(v[j], v[i], out=flag)        # then j goes before i, otherwise i before j
-                rank[i] += flag.view(np.uint8); rank[j] -= flag.view(np.uint8)
-    else: rank = v.argsort(0, kind='stable').argsort(0, kind='stable')
+                np.less(v[j], v[i], out=flag)          # then j goes before i, otherwise i before j
+                np.add(rank[i], flag.view(np.uint8), out=rank[i]); np.subtract(rank[j], flag.view(np.uint8), out=rank[j])
+                equal |= np.equal(v[j], v[i], out=flag)
+    else:
+        rank = v.argsort(0, kind='stable').argsort(0, kind='stable')
+        equal |= (np.diff(np.sort(v, 0), axis=0) == 0).any(0)
     kept = rank >= drop
-    if not drop or drop == size: return kept.T, 0
-    edge = np.where(kept, -np.inf, v).max(0)         # the largest pruned score
-    broken = edge == np.where(kept, v, np.inf).min(0)
-    return kept.T, int((v[:, broken] == edge[broken]).sum()) if broken.any() else 0
+    if not drop or drop == size or not equal.any(): return kept.T, 0
+    v, k = v[:, equal], kept[:, equal]
+    edge = np.where(k, v.min(), v).max(0)              # the largest pruned score; ties are broken where it is also the smallest kept
+    broken = edge == np.where(k, v, v.max()).min(0)
+    return kept.T, int((v[:, broken] == edge[broken]).sum())
 
 def n_of_m(scores:list,   # of (outputs, inputs) tensors
            n_kept:int,    # weights kept in each group

@@ -1,0 +1,71 @@
+"What the benchmarks share: interleaved timing, peak memory, the shapes of roberta-large's encoder, and the closing line."
+import argparse
+import gc
+import os
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+SHAPES = [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]   # one of roberta-large's 24 layers
+
+
+def encoder_weights(layers=24, dtype=torch.float32, seed=0):
+    "Random weights in the shapes of roberta-large's encoder: 302 M of them with 24 layers"
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.randn(s, generator=g) * 0.05).to(dtype) for _ in range(layers) for s in SHAPES]
+
+
+def arguments(**options):
+    "--repeats and whatever else a script needs (name=default)"
+    parser = argparse.ArgumentParser()
+    for name, default in dict(repeats=5, **options).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    return parser.parse_args()
+
+
+def interleaved(contenders, repeats, once=()):
+    "Median seconds of each contender, run in turns; those in `once` (slow anchors) take part in the first two rounds only"
+    times = {name: [] for name in contenders}
+    for round in range(repeats):
+        for name, run in contenders.items():
+            if name in once and round > 1:
+                continue
+            gc.collect()
+            start = time.perf_counter()
+            result = run()
+            times[name].append(time.perf_counter() - start)
+            del result
+            print(f"round {round + 1}: {name} {times[name][-1]:.3f} s", file=sys.stderr, flush=True)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Peak:
+    "Largest resident memory inside the block, above what was there at its start, in bytes; read every 2 ms"
+    def __enter__(self):
+        gc.collect()
+        self.start, self.most, self.stop = resident(), 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _watch(self):
+        while not self.stop.wait(0.002):
+            self.most = max(self.most, resident() - self.start)
+
+    def __exit__(self, *_):
+        self.most = max(self.most, resident() - self.start)
+        self.stop.set()
+        self.thread.join()
+
+
+def closing(**values):
+    "The last line, for machines"
+    print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()))
