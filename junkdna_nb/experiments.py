@@ -78,14 +78,14 @@ def get_experiment(name:str  # notebook name, with or without path and `.ipynb`
     if stem not in EXPERIMENTS: raise StudyError(f"unknown experiment {stem!r}{nearest(stem, EXPERIMENTS)} (allowed: {', '.join(EXPERIMENTS)})")
     return EXPERIMENTS[stem]
 
-# %% ../nbs/00c_experiments.ipynb #bcde86ea
+# %% ../nbs/00c_experiments.ipynb #85834572
 def _held(mode, certificate):
     "What the certificate says the mode has kept"
     at, end = certificate['pruning'], certificate['evaluation']
-    if at['emptied'] and mode != 'dense_frozen': return f"{at['mask_sparsity']:.4%} of {at['size']:,} weights pruned, which EMPTIES {', '.join(at['emptied'])}: nothing passes through a layer of zeros"
-    if mode == 'sparse': return f"sparsity {end['sparsity']:.4%} of {end['size']:,} prunable weights at evaluation ({end['violations']:,} pruned weights are not 0)"
+    emptied = f"; EMPTIED {', '.join(at['emptied'])}: nothing passes through a layer of zeros" if at['emptied'] and mode != 'dense_frozen' else ''
+    if mode == 'sparse': return f"sparsity {end['sparsity']:.4%} of {end['size']:,} prunable weights at evaluation ({end['violations']:,} pruned weights are not 0){emptied}"
     if mode == 'dense_frozen': return f"{end['mask_sparsity']:.4%} of {end['size']:,} prunable weights frozen ({end['changed']:,} differ from the checkpoint)"
-    return f"sparsity {at['sparsity']:.4%} of {at['size']:,} prunable weights at the start, {end['sparsity']:.4%} at evaluation"
+    return f"sparsity {at['sparsity']:.4%} of {at['size']:,} prunable weights at the start, {end['sparsity']:.4%} at evaluation{emptied}"
 
 def closing_lines(record:dict  # of 02_glue
     ) -> list:

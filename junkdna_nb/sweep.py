@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['small_outputs', 'run_notebook', 'parse_params', 'main']
 
-# %% ../nbs/01e_sweep.ipynb #0b825b18
+# %% ../nbs/01e_sweep.ipynb #373c31e2
 import argparse, os, re, sys, tempfile
 from pathlib import Path
 
-from .core import Config, StudyError, check_writable, find_record, project_root, runs_dir
+from .core import Config, StudyError, cache_dir, check_writable, find_record, project_root, remove_stale, runs_dir, temporary_for
 from .experiments import closing_lines, get_experiment
 
-# %% ../nbs/01e_sweep.ipynb #e028505b
+# %% ../nbs/01e_sweep.ipynb #4dd9c15b
 def small_outputs(nb):
     "Keep of every progress bar in a notebook its last state only (a bar redraws its line after a carriage return)"
     for cell in nb.cells:
@@ -34,27 +34,36 @@ def run_notebook(config:Config,   # of the experiment; its class names the noteb
     from traitlets.config import Config as Traits
     folder = runs_dir(config.experiment)
     check_writable(folder)
-    final, tmp, failed = (folder/f'{stem}.ipynb' for stem in (config.name, f'.tmp-{config.name}-{os.getpid()}', f'{config.name}.failed'))
+    final, failed = folder/f'{config.name}.ipynb', folder/f'{config.name}.failed.ipynb'
+    remove_stale(final)
+    tmp = folder/f'{temporary_for(final)}.ipynb'
     source = project_root()/'nbs'/f'{config.experiment}.ipynb'
     try:
         with tempfile.TemporaryDirectory(prefix='junkdna-') as sockets:   # the kernel talks through files of ours and not through open ports
             papermill.execute_notebook(str(source), str(tmp), parameters=params, kernel_name='python3', cwd=str(source.parent), progress_bar=False,
                                        stdout_file=sys.stdout, stderr_file=sys.stderr, config=Traits(KernelManager=dict(transport='ipc', ip=f'{sockets}/kernel')))
-    except PapermillExecutionError as e:
-        os.replace(tmp, failed)
-        raise StudyError(f"{e.ename}: {e.evalue} (see {_relative(failed)})") from None
-    finally:
-        if tmp.is_file():
-            papermill.iorw.write_ipynb(small_outputs(papermill.iorw.load_notebook_node(str(tmp))), str(tmp))
-            os.replace(tmp, final); failed.unlink(missing_ok=True)
-    return find_record(config), final
+        record = find_record(config)
+        if record is None: raise StudyError('the notebook ended without a record')
+        _finish(papermill, tmp, final); failed.unlink(missing_ok=True)
+        return record, final
+    except BaseException as e:
+        if tmp.is_file(): _finish(papermill, tmp, failed)
+        told = f"{e.ename}: {e.evalue}".removeprefix('StudyError: ').removeprefix('DamagedError: ') if isinstance(e, PapermillExecutionError) else str(e) if isinstance(e, StudyError) else None
+        if told is None and isinstance(e, RuntimeError): told = f"the kernel died ({type(e).__name__}: {e}); killed, or out of memory?"
+        if told is None: raise
+        raise StudyError(f"{told} (see {_relative(failed)})") from None
+
+def _finish(papermill, tmp, target):
+    "Make bars small and give the notebook its name"
+    papermill.iorw.write_ipynb(small_outputs(papermill.iorw.load_notebook_node(str(tmp))), str(tmp))
+    os.replace(tmp, target)
 
 def _relative(path):
     "path as seen from the working folder, if it is inside"
     path = Path(path)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
-# %% ../nbs/01e_sweep.ipynb #db57c754
+# %% ../nbs/01e_sweep.ipynb #e9d84dcf
 def parse_params(cls,    # a configuration class
                  words,  # of the form name=value
     ) -> tuple:          # (configuration, name -> typed value of the words given)
@@ -63,6 +72,7 @@ def parse_params(cls,    # a configuration class
     for word in words:
         name, eq, value = word.partition('=')
         if not eq: raise StudyError(f"{word!r} is not of the form name=value")
+        if name in given: raise StudyError(f"{name} is given twice")
         given[name] = value
     config = cls.make(**given)
     return config, {name: getattr(config, name) for name in given}
@@ -76,9 +86,12 @@ def main(argv=None) -> int:
     p.add_argument('params', nargs='*', metavar='name=value', help='its parameters, e.g. sparsity=0.5 task=sarcasm')
     args = parser.parse_args(argv)
     try:
+        for place in ('JUNKDNA_ROOT', 'JUNKDNA_RUNS', 'JUNKDNA_CACHE', 'JUNKDNA_MIRROR'):   # the kernel works in another folder
+            if os.environ.get(place): os.environ[place] = str(Path(os.environ[place]).expanduser().resolve())
         cls = get_experiment(args.experiment)
         config, params = parse_params(cls, args.params)
-        check_writable(runs_dir(config.experiment))
+        project_root()
+        for folder in (runs_dir(config.experiment), cache_dir()): check_writable(folder)
     except StudyError as e:
         print(f'error: {e}', file=sys.stderr); return 2
     told = ' '.join(f'-p {k} {v}' for k, v in params.items())

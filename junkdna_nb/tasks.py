@@ -62,7 +62,7 @@ def get_task(name:str) -> Task:
     if name not in TASKS: raise StudyError(f"unknown task {name!r}{nearest(name, TASKS)} (allowed: {', '.join(TASKS)})")
     return TASKS[name]
 
-# %% ../nbs/00b_tasks.ipynb #6c1fb782
+# %% ../nbs/00b_tasks.ipynb #665a056a
 def _constant(x): return len(x) == 0 or (x[0] == x).all()
 
 def _accuracy(y, p): return float((y == p).mean())
@@ -85,7 +85,7 @@ def chance_level(metric:str,  # of `METRICS`
                  labels,      # (n,) gold labels of the evaluated items
                  majority=None,  # most frequent class of the training data
     ) -> float:
-    "The best score of a constant answer"
+    "The score of a constant answer chosen without the evaluation labels"
     if metric == 'accuracy': return float((labels == majority).mean())
     if metric == 'f1':
         p = float((labels == 1).mean())
@@ -170,7 +170,7 @@ def rater_accuracy(ratings  # one list of numbers per sentence
         per_sentence.append(np.where(r*others == 0, 0.5, r*others > 0).mean())
     return float(np.mean(per_sentence)), float(np.std(per_sentence, ddof=1)/len(per_sentence)**0.5) if len(per_sentence) > 1 else 0.0
 
-# %% ../nbs/00b_tasks.ipynb #69cd2a78
+# %% ../nbs/00b_tasks.ipynb #abcb3414
 def _glue_splits(task):
     import datasets
     from huggingface_hub import snapshot_download
@@ -183,7 +183,7 @@ def _glue_splits(task):
         folder = path if mirrored else snapshot_download('nyu-mll/glue', repo_type='dataset', allow_patterns=['README.md', f'{task.key}/*'])
         data = datasets.load_dataset(str(folder), task.key)
     except Exception as e:
-        raise StudyError(f"data of task {task.name!r} was not found ({type(e).__name__} at {path if mirrored else 'the hub'}). Supply it in one of three ways: use a packaged task "
+        raise StudyError(f"data of task {task.name!r} was not found ({type(e).__name__} at {path if mirrored else 'the hub'}{f'; {path} does not exist' if path and not mirrored else ''}). Supply it in one of three ways: use a packaged task "
                          f"({', '.join(t.name for t in TASKS.values() if t.source != 'glue')}), point JUNKDNA_MIRROR to a folder that holds nyu-mll/glue, or run where the hub can be reached") from None
     finally:
         if bars: datasets.enable_progress_bars()

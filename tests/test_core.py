@@ -151,6 +151,22 @@ def test_kill_at_any_moment_leaves_records_whole_or_absent(runs):
             assert len(record["pad"]) == 20000 and set(record["pad"]) == {"%09d" % record["i"]}
             items = load_items(record)
             assert len(items) == 5000 and set(items.i) == {record["i"]}
-    write_atomic(runs / "02_glue" / "x.json", b"")
+    write_atomic((runs / "02_glue" / "x.json", b""))
     assert not list((runs / "02_glue").glob(".tmp-x.json-*")), "temporary files of a killed writer are removed by the next"
     assert True in states
+
+
+@pytest.mark.parametrize("harm", [dict(metrics={"accuracy": 3}), dict(relative="x"), dict(certificate=[1]), dict(certificate=dict(evaluation=None)), dict(metric=["a"])], ids=str)
+def test_records_of_the_wrong_shape_are_skipped_too(runs, harm):
+    record = run_recorded(GlueConfig(), _work)
+    (runs / "02_glue" / "odd.json").write_text(json.dumps({**record, **harm}))
+    (runs / "02_glue" / "deep.json").write_text("[" * 200_000)
+    with pytest.warns(UserWarning, match="odd.json|deep.json"):
+        assert len(load_runs()) == 1
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(runs):
+    code = "from junkdna_nb.core import write_atomic; [write_atomic(('{}', b'x' * 100000)) for _ in range(400)]".format(runs / "x")
+    both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(p.communicate()[1], p.returncode) for p in both] == [("", 0)] * 2
+    assert [p.name for p in runs.iterdir()] == ["x"]

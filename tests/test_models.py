@@ -89,7 +89,7 @@ def test_damaged_archive_is_refused(own_cache):
 
 def test_a_package_with_another_hash_is_not_taken(monkeypatch, tmp_path):
     monkeypatch.setenv("JUNKDNA_CACHE", str(tmp_path))
-    with pytest.raises(StudyError, match="pip could not fetch countryinfo==1.0.1"):
+    with pytest.raises(StudyError, match="countryinfo==1.0.1 is not the pinned file"):
         fetch(Packaged("countryinfo", "1.0.1", "0" * 64, "countryinfo-1.0.1-py3-none-any.whl"))
     assert not list(tmp_path.rglob("*.whl"))
 

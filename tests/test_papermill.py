@@ -111,7 +111,7 @@ def test_run_command_leaves_everything_beside_each_other(runs):
 
 def test_a_failed_run_says_so_and_keeps_its_notebook(runs):
     done = command("junkdna", "run", "02_glue", "max_length=1000")
-    assert done.returncode == 1 and done.stderr.startswith("error: StudyError: max_length=1000 is more than minilm can read") and done.stderr.count("\n") == 1
+    assert done.returncode == 1 and done.stderr.startswith("error: max_length=1000 is more than minilm can read") and done.stderr.count("\n") == 1
     assert [p.name for p in (runs / "02_glue").iterdir() if not p.name.startswith(".")][0].endswith(".failed.ipynb")
 
 
@@ -145,4 +145,49 @@ def _session(pid):
     try:
         return os.getsid(int(pid))
     except (ProcessLookupError, PermissionError):
+        return None
+
+
+def test_a_killed_kernel_leaves_the_good_notebook_alone(runs):
+    words = ["junkdna", "run", "02_glue", "max_train=32", "max_eval=24", "epochs=1", "max_length=16", "mode=dense"]
+    assert command(*words).returncode == 0
+    good = next((runs / "02_glue").glob("*.ipynb")).read_bytes()
+    p = subprocess.Popen([str(BIN / words[0]), *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.time() + 60
+    kernels = []
+    while not kernels and time.time() < deadline:
+        time.sleep(0.2)
+        kernels = [int(d) for d in os.listdir("/proc") if d.isdigit() and _parent(d) == p.pid and b"ipykernel" in _cmdline(d)]
+    time.sleep(3)
+    os.kill(kernels[0], signal.SIGKILL)
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 1 and err.splitlines()[-1].startswith("error: the kernel died") and "Traceback" not in err
+    assert next(q for q in (runs / "02_glue").glob("*.ipynb") if "failed" not in q.name).read_bytes() == good
+    assert len(load_runs("02_glue")) == 1
+
+
+def test_relative_places_are_taken_from_the_callers_folder(tmp_path):
+    done = command("junkdna", "run", "02_glue", "max_train=16", "max_eval=8", "epochs=1", "max_length=16", "mode=dense", cwd=tmp_path,
+                   env=dict(JUNKDNA_RUNS="here", JUNKDNA_ROOT=str(ROOT)))
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "here" / "02_glue").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("place,value,message", [("JUNKDNA_ROOT", "/nonexistent", "no project found"), ("JUNKDNA_CACHE", "/proc/x", "cannot write")])
+def test_places_that_do_not_work(place, value, message):
+    done = command("junkdna", "run", "02_glue", env={place: value})
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
+def _cmdline(pid):
+    try:
+        return open(f"/proc/{pid}/cmdline", "rb").read()
+    except OSError:
+        return b""
+
+
+def _parent(pid):
+    try:
+        return int(open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[1])
+    except OSError:
         return None

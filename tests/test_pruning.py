@@ -278,3 +278,36 @@ def test_groups_of_every_size(monkeypatch, size):
             rank = block.sort(dim=1, stable=True).indices
             expected = torch.ones_like(block, dtype=torch.bool).scatter_(1, rank[:, :block.shape[1] - keep], False)
             assert torch.equal(mask[:, start:start + size], expected)
+
+
+@pytest.mark.parametrize("harm", ["bits", "shape", "negative", "names", "provenance", "no hash", "dtype", "foreign"])
+def test_damaged_mask_files_are_refused(tmp_path, harm):
+    import json
+    from safetensors.torch import save_file
+    name, bits, shape, meta = "a", torch.zeros(2, dtype=torch.uint8), [4, 4], dict(format="junkdna-masks-1", provenance=json.dumps(dict(weights_sha256="0")))
+    if harm == "bits":
+        bits = bits[:1]
+    if harm == "shape":
+        shape = [2, 2]
+    if harm == "negative":
+        shape = [-4, -4]
+    if harm == "dtype":
+        bits = bits.float()
+    meta["shapes"] = json.dumps({} if harm == "names" else {name: shape})
+    if harm == "provenance":
+        meta["provenance"] = "3"
+    if harm == "no hash":
+        meta["provenance"] = "{}"
+    if harm == "foreign":
+        meta = {}
+    save_file({name: bits}, tmp_path / "m.safetensors", metadata=meta)
+    with pytest.raises(StudyError, match="cannot be read"):
+        Masks.load(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("how,message", [(dict(), "sparsity=None"), (dict(sparsity="0.5"), "sparsity='0.5'"), (dict(sparsity=1.0), "sparsity=1.0"), (dict(sparsity=0.5, rule="x"), "unknown rule"),
+                                         (dict(pattern="nm"), "both must be whole"), (dict(pattern="nm", n_kept=2.5, m_group=4), "both must be whole"),
+                                         (dict(pattern="n:m"), "unknown pattern"), (dict(sparsity=0.5, per="column"), "unknown granularity"), (dict(method="magnitud"), "did you mean")])
+def test_bad_requests_for_masks(how, message):
+    with pytest.raises(StudyError, match=message):
+        make_masks(models()["bert"], **how)

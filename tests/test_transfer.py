@@ -9,7 +9,7 @@ from junkdna_nb.experiments import GlueConfig
 from junkdna_nb.models import load_classifier, load_tokenizer, resolve_model
 from junkdna_nb.pruning import Masks, certify, make_masks, prunable
 from junkdna_nb.tasks import TASKS, load_task
-from junkdna_nb.transfer import MaskCallback, Mode, encode, fine_tune, resolve_precision, run
+from junkdna_nb.transfer import MaskCallback, Mode, encode, fine_tune, last_checkpoint, resolve_precision, run
 
 SMALL = dict(max_train=48, max_eval=40, epochs=2, max_length=24, batch_size=8)   # 6 steps an epoch
 
@@ -277,3 +277,69 @@ def test_all_nine_glue_tasks_run(runs, mirror, task):
 def test_modes_have_the_documented_names():
     assert [m.value for m in Mode] == ["dense", "sparse", "dense_frozen", "sparse_to_dense"]
     assert len(prunable(load_classifier(resolve_model("minilm"), 2, 0)[0])) == 36
+
+
+# ---- what a resumed or repeated training must not get wrong
+
+@pytest.mark.parametrize("mode", ["sparse_to_dense", "dense_frozen"])
+def test_a_resumed_cell_certifies_the_start_of_training(runs, monkeypatch, mode):
+    config = GlueConfig(**SMALL, mode=mode, sparsity=0.5, save_steps=3)
+    from junkdna_nb import transfer
+    real = transfer.Progress
+    run(config.but(mode="dense"))
+    monkeypatch.setattr(transfer, "Progress", lambda label: Stop(7))
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert load_runs(status="failed").error.tolist() == ["KeyboardInterrupt"]
+    monkeypatch.setattr(transfer, "Progress", real)
+    resumed = run(config)
+    whole = run(config.but(save_steps=0))
+    assert resumed["certificate"] == whole["certificate"] and resumed["items"]["sha256"] == whole["items"]["sha256"]
+
+
+def test_a_checkpoint_cut_off_by_a_kill_is_passed_over(bench, tmp_path):
+    source, tokenizer, train = bench
+    config = GlueConfig(**SMALL, mode="dense", save_steps=5)
+    whole = fine_tune(load_classifier(source, 2, 41)[0], train, tokenizer, config, tmp_path)
+    assert last_checkpoint(tmp_path).endswith("checkpoint-12")
+    (tmp_path / "checkpoint-12" / "whole").unlink()
+    (tmp_path / "checkpoint-12" / "trainer_state.json").unlink()
+    assert last_checkpoint(tmp_path).endswith("checkpoint-10") and not (tmp_path / "checkpoint-12").exists()
+    again = fine_tune(load_classifier(source, 2, 41)[0], train, tokenizer, config, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters()))
+
+
+def test_frozen_values_in_a_checkpoint_are_checked(bench, tmp_path):
+    from safetensors.torch import load_file, save_file
+    trainer, masks, *_ = stock_trainer(bench, tmp_path, "dense_frozen", save_strategy="steps", save_steps=3)
+    trainer.train()
+    path = tmp_path / "checkpoint-3" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(masks))
+    tensors[name][~masks[name]] += 0.01
+    save_file(tensors, path, metadata={"format": "pt"})
+    again, *_ = stock_trainer(bench, tmp_path, "dense_frozen", save_strategy="steps", save_steps=3)
+    with pytest.raises(StudyError, match="are not the pre-trained ones"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_masks_of_other_weights_are_refused(bench, tmp_path):
+    trainer, masks, callback, _ = stock_trainer(bench, tmp_path, "sparse")
+    trainer.model.get_parameter(next(iter(masks))).data[0, 0] += 1
+    with pytest.raises(StudyError, match="computed from other weights"):
+        trainer.train()
+
+
+def test_training_on_does_not_prune_again(bench, tmp_path):
+    trainer, masks, callback, _ = stock_trainer(bench, tmp_path, "sparse_to_dense")
+    trainer.train()
+    dense = certify(trainer.model, masks)["sparsity"]
+    trainer.train()
+    assert certify(trainer.model, masks)["sparsity"] <= dense + 0.01 and callback.at_start["sparsity"] == pytest.approx(0.7, abs=1e-6)
+
+
+def test_a_baseline_without_its_items_is_trained_again(runs, capsys):
+    run(GlueConfig(**SMALL, mode="dense"))
+    next((runs / "02_glue").glob("*dense*.parquet")).unlink()
+    assert "relative_performance" in run(GlueConfig(**SMALL))["relative"]
+    assert "not found" in capsys.readouterr().out
