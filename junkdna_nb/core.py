@@ -249,7 +249,7 @@ def peak_memory() -> int:
     torch = sys.modules.get('torch')
     return peak + (torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0)
 
-# %% ../nbs/00_core.ipynb #9d87ff4c
+# %% ../nbs/00_core.ipynb #44616950
 SCHEMA_VERSION = 1
 _REQUIRED = dict(schema_version=int, experiment=str, name=str, digest=str, status=str, config=dict, metrics=dict, environment=dict)
 
@@ -261,6 +261,12 @@ def _parquet(items):
     import io
     buffer = io.BytesIO(); items.to_parquet(buffer, index=False, compression='zstd')
     return buffer.getvalue()
+
+def _validate(record):
+    if not isinstance(record, dict): raise ValueError('not a JSON object')
+    for key, kind in _REQUIRED.items():
+        if not isinstance(record.get(key), kind): raise ValueError(f'field {key!r} is missing or not {kind.__name__}')
+    if record['schema_version'] > SCHEMA_VERSION: raise ValueError(f"schema version {record['schema_version']} is newer than {SCHEMA_VERSION}")
 
 def save_record(record:dict,   # JSON-ready, with at least the required fields
                 items=None,    # DataFrame, one row per evaluated item, or None
@@ -279,12 +285,7 @@ def save_record(record:dict,   # JSON-ready, with at least the required fields
     write_atomic(*files, (path, text.encode()))
     return path
 
-def _validate(record):
-    if not isinstance(record, dict): raise ValueError('not a JSON object')
-    for key, kind in _REQUIRED.items():
-        if not isinstance(record.get(key), kind): raise ValueError(f'field {key!r} is missing or not {kind.__name__}')
-    if record['schema_version'] > SCHEMA_VERSION: raise ValueError(f"schema version {record['schema_version']} is newer than {SCHEMA_VERSION}")
-
+# %% ../nbs/00_core.ipynb #cfffe9e9
 def load_record(path) -> dict:
     "Read and validate one record; `path` is added so that its items can be found"
     try: record = json.loads(Path(path).read_text())

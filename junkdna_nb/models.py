@@ -54,7 +54,7 @@ def check_model_name(name:str):
     if name in ALIASES or name in OWNERLESS or _HUB_ID.fullmatch(name): return
     raise StudyError(f"unknown model {name!r}{nearest(name, [*ALIASES, *OWNERLESS])} (allowed: {', '.join(ALIASES)}, a hub id 'owner/name' such as FacebookAI/roberta-large, or one of the hub's ownerless names such as roberta-large)")
 
-# %% ../nbs/00a_models.ipynb #1c7d9eb7
+# %% ../nbs/00a_models.ipynb #c8297792
 _LOCK = 'weights.sha256'   # beside the weights of a converted model: their hash
 
 def _wanted(name): return name.endswith(('.json', '.safetensors', '.txt', '.model')) and 'sentence_bert' not in name
@@ -94,6 +94,7 @@ def quiet():
     try: yield
     finally: logging.set_verbosity(before); logging.enable_progress_bar()
 
+# %% ../nbs/00a_models.ipynb #1b7520e8
 def _packaged_folder(name):
     "Folder of a packaged model in the cache, built at the first use"
     alias, folder = ALIASES[name], cache_dir()/'models'/name
@@ -103,7 +104,7 @@ def _packaged_folder(name):
             if alias.build == 'gguf': (tmp/_LOCK).write_text(sha256_file(tmp/'model.safetensors'))
     return folder
 
-# %% ../nbs/00a_models.ipynb #080d23ea
+# %% ../nbs/00a_models.ipynb #e624b1fd
 @dataclass(frozen=True)
 class ModelSource:
     "Where a model was found"
@@ -131,6 +132,7 @@ def _hub_folder(name):
     except RepositoryNotFoundError: raise StudyError(f"the hub has no public model {name!r}") from None
     except Exception as e: raise StudyError(f"the hub cannot be reached ({type(e).__name__})") from None
 
+# %% ../nbs/00a_models.ipynb #57ffbc89
 def resolve_model(name:str  # alias, mirrored model or hub id
     ) -> ModelSource:
     "Find a model: an alias in its package (or, failing that, on the hub), then the mirror, then the hub"

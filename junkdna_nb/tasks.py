@@ -15,7 +15,7 @@ from pathlib import Path
 from .core import StudyError, nearest
 from .packages import Packaged, fetch, read_member
 
-# %% ../nbs/00b_tasks.ipynb #cd60cbdd
+# %% ../nbs/00b_tasks.ipynb #d86c7019
 @dataclass(frozen=True)
 class Task:
     "One row of the table of tasks"
@@ -31,6 +31,7 @@ class Task:
     evals: tuple = (('', 'validation'),)        # (suffix of the metric's name, split)
     official: dict = field(default_factory=dict)  # split -> rows of the complete data set
 
+# %% ../nbs/00b_tasks.ipynb #4bad0dd3
 _nb19 = 'Nangia & Bowman 2019, Human vs. Muppet, ACL, Table 1'
 def _glue(name, category, text, labels, human, train, valid, metrics=('accuracy',), **kw):
     return Task(name, category, 'glue', name, tuple(text.split()), labels, metrics, human, _nb19, official=dict(train=train, validation=valid), **kw)
@@ -215,7 +216,7 @@ def subset(labels,           # (n,) of all rows
     size = max(1, round(share*(min(cap, n) if cap else n)))
     return np.sort(order[:size])
 
-# %% ../nbs/00b_tasks.ipynb #ade3e3f4
+# %% ../nbs/00b_tasks.ipynb #730ceee6
 @dataclass(frozen=True)
 class TaskData:
     "The rows of one run"
@@ -241,6 +242,7 @@ def _human(task, evals):
         return dict(accuracy=dict(value=value, se=se, source='computed: one rater against the mean of the others, same sentences'))
     return {m: dict(value=v, se=None, source=task.human_source) for m, v in task.human.items()}
 
+# %% ../nbs/00b_tasks.ipynb #75f5b219
 def load_task(name:str,
               seed:int=41,          # of the training subset
               share:float=1.0,      # in (0, 1], of the training rows the cap leaves

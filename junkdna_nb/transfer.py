@@ -113,7 +113,7 @@ def resolve_precision(asked:str='auto'  # 'auto', 'bf16' or 'fp32'
     flags = [getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')]
     return 'bf16' if any(flags) else 'fp32'
 
-# %% ../nbs/01b_transfer.ipynb #61cde7c7
+# %% ../nbs/01b_transfer.ipynb #baa21b90
 class _ByLength(torch.utils.data.Sampler):
     "Shuffled batches of similar length; the order of an epoch depends on the seed and the epoch only"
     def __init__(self, lengths, batch_size, seed): self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
@@ -151,6 +151,7 @@ class Progress(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs): self.bar.update()
     def on_train_end(self, args, state, control, **kwargs): self.bar.close()
 
+# %% ../nbs/01b_transfer.ipynb #7ccf7b0e
 def encode(rows:list,       # of dicts with id, label and the text columns
            columns:tuple,   # names of the one or two text columns
            tokenizer, max_length:int):
@@ -264,7 +265,7 @@ def relative_to(dense:dict, metric:str, value:float, chance:float, items, dense_
     if base > chance: out['chance_normalised_drop'] = (base - value)/(base - chance)
     return out
 
-# %% ../nbs/01b_transfer.ipynb #0695107c
+# %% ../nbs/01b_transfer.ipynb #1268dadc
 def _cell(config, record, bench, dense=None):
     "Prune, train, evaluate; fills the record and returns the items"
     task, reference = bench.data.task, config.recipe == 'reference'
@@ -315,6 +316,7 @@ def _certificates(trainer, callback):
         return dict(pruning=brief(callback.at_start), evaluation=certify(trainer.model, callback.masks, callback.pretrained),
                     reloaded=brief(certify(again, callback.masks, callback.pretrained)))
 
+# %% ../nbs/01b_transfer.ipynb #9abf3e75
 def run(config:GlueConfig) -> dict:
     "One cell of the study, and its dense baseline if there is none yet; returns the record"
     check_writable(runs_dir(config.experiment))

@@ -40,8 +40,7 @@ HARD = [dict(), dict(weight_decay=0.1), dict(weight_decay=0.1, gradient_accumula
         dict(weight_decay=0.1, optim="adamw_torch_fused", max_grad_norm=0.0)]
 
 
-@pytest.mark.parametrize("kw", HARD, ids=str)
-@pytest.mark.parametrize("masks_of", [dict(sparsity=0.7), dict(pattern="nm", n_kept=2, m_group=4)], ids=["70%", "2of4"])
+@pytest.mark.parametrize("masks_of,kw", [*[(dict(sparsity=0.7), kw) for kw in HARD], (dict(pattern="nm", n_kept=2, m_group=4), HARD[2])], ids=str)
 def test_sparse_stays_exactly_zero(bench, tmp_path, kw, masks_of):
     trainer, masks, callback, before = stock_trainer(bench, tmp_path, "sparse", masks_of, **kw)
     seen = []
@@ -61,7 +60,7 @@ def test_sparse_stays_exactly_zero(bench, tmp_path, kw, masks_of):
     assert certify(again, masks)["violations"] == 0 and callback.at_start["violations"] == 0
 
 
-@pytest.mark.parametrize("kw", HARD, ids=str)
+@pytest.mark.parametrize("kw", HARD[1:5], ids=str)
 def test_frozen_weights_are_bit_equal_to_the_checkpoint(bench, tmp_path, kw):
     trainer, masks, callback, before = stock_trainer(bench, tmp_path, "dense_frozen", **kw)
     trainer.train()
@@ -126,8 +125,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("mode", ["sparse", "dense_frozen", "sparse_to_dense", "dense"])
-@pytest.mark.parametrize("stop", [6, 8])   # at the end of the first epoch, and inside the second
+@pytest.mark.parametrize("mode,stop", [("sparse", 6), ("sparse", 8), ("dense_frozen", 8), ("sparse_to_dense", 8), ("dense", 8)])   # at the end of the first epoch, inside the second
 def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop):
     source, tokenizer, train = bench
     config = GlueConfig(**SMALL, mode=mode, save_steps=stop, weight_decay=0.01)
