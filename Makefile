@@ -9,12 +9,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help glue test check readme lab execute clean
+.PHONY: help glue test check readme lab bench execute clean
 
 help:
 	@echo "make glue      prune minilm to sparsity 0.8, fine-tune it on film reviews, compare with dense"
 	@echo "               SPARSITY=0.5 TASK=sarcasm MODE=dense_frozen MODEL=mpnet SEED=42 ARGS='epochs=3 max_train=0'"
 	@echo "make test      nbdev_test, pytest, and the check that generated files are up to date"
+	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; about ten minutes)"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"
 	@echo "make execute   run the library notebooks and store their outputs (NB=01_pruning for one)"
@@ -58,6 +59,9 @@ execute: $(READY)
 	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.sweep import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+
+bench: $(READY)
+	@$(BIN)/python benchmarks/run.py
 
 lab: $(READY)
 	$(BIN)/jupyter-lab nbs

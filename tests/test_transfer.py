@@ -341,3 +341,22 @@ def test_a_baseline_without_its_items_is_trained_again(runs, capsys):
     next((runs / "02_glue").glob("*dense*.parquet")).unlink()
     assert "relative_performance" in run(GlueConfig(**SMALL))["relative"]
     assert "not found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["default", "reference"])
+def test_the_papers_architecture_from_a_mirror_folder(runs, tmp_path, monkeypatch, recipe):
+    "A RoBERTa in the hub's layout under its hub name (small and untrained: the road is tested, not the result)"
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+    raw = Tokenizer(models.BPE(unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel()
+    raw.train_from_iterator([r["text"] for r in load_task("movie", max_train=200).train], trainers.BpeTrainer(vocab_size=500, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]))
+    raw.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    folder = tmp_path / "models" / "FacebookAI" / "roberta-large"
+    PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", model_max_length=64).save_pretrained(folder)
+    RobertaForMaskedLM(RobertaConfig(vocab_size=500, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=66, type_vocab_size=1)).save_pretrained(folder)
+    monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path))
+    record = run(GlueConfig(**{**SMALL, "max_length": 64}, model="FacebookAI/roberta-large", sparsity=0.8, recipe=recipe))
+    c, body, head = record["certificate"]["pruning"], 2 * (4 * 32 * 32 + 2 * 32 * 64), 32 * 32 + 2 * 32
+    assert record["origin"]["model"] == "mirror" and c["size"] == body + (head if recipe == "reference" else 0)
+    assert c["masked"] == round(0.8 * c["size"]) + (recipe == "reference")

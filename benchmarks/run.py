@@ -1,0 +1,29 @@
+"Run every benchmark and write a table of their closing lines to benchmarks/results/."
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+from tqdm import tqdm
+
+from junkdna_nb.core import environment
+
+HERE = Path(__file__).parent
+RUNS = [("masks.py",), ("masks.py", "--levels", "9"), ("nm.py",), ("keep.py",)]
+rows = []
+for words in tqdm(RUNS, desc="benchmarks"):
+    done = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
+    rows.append((" ".join(words), done.stdout.strip().splitlines()))
+
+env = environment()
+lines = [f"# Benchmarks, {date.today()}", "",
+         f"{env['cpu']}, {env['cores']} cores, Python {env['python']}, " + ", ".join(f"{k} {v}" for k, v in env["versions"].items() if k in ("torch", "numpy", "transformers")),
+         f"commit {env['code']['commit']}{' with changes' if env['code']['dirty'] else ''}", "",
+         "Ours and the anchor in one process, in turns, medians; the slow anchors take part in the first two rounds only.", ""]
+for name, out in rows:
+    lines += [f"## {name}", "", "```", *out, "```", ""]
+target = HERE / "results" / f"{date.today()}.md"
+target.write_text("\n".join(lines))
+print(*[f"{name}: {out[-1]}" for name, out in rows], f"written to {target.relative_to(HERE.parent)}", sep="\n")
