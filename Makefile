@@ -25,7 +25,7 @@ help:
 $(READY): settings.ini pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed and none was found (make PYTHON=/path/to/python)"; exit 1; }
 	@test -x $(BIN)/python || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
-	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }; }
+	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q -c constraints.txt pip; }; }
 	@echo "installing pinned packages into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
