@@ -50,8 +50,9 @@ for size in args.size.split(","):
             p.grad = torch.randn_like(p)
 
         def ours():
-            for p, pruned in callback._pruned:   # what the gradient hooks do, once per backward pass
-                p.grad.masked_fill_(pruned, 0)
+            for p in params.values():   # the gradient hooks, once per backward pass
+                for hook in p._post_accumulate_grad_hooks.values():
+                    hook(p)
             callback.on_step_end(None, None, None)
         t = interleaved(dict(ours=ours, authors=authors_sparse if mode == "sparse" else authors_frozen), args.repeats * 3)
         callback.on_train_end(None, None, None)

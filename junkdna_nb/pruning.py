@@ -412,7 +412,7 @@ def make_masks(model,
     provenance = how | dict(ties_at_threshold=ties, weights_sha256=hash_weights(weights), transposed=[w.name for w in weights if w.transposed])
     return Masks({w.name: w.oriented(m).contiguous() for w, m in zip(weights, kept)}, provenance)
 
-# %% ../nbs/01_pruning.ipynb #28333d24
+# %% ../nbs/01_pruning.ipynb #1a5061e8
 def _groups_violated(weight, transposed, n_kept, m_group):
     "Number of N:M groups with more nonzero weights than are to be kept"
     nonzero = (weight.T if transposed else weight) != 0
@@ -424,7 +424,7 @@ def _groups_violated(weight, transposed, n_kept, m_group):
 @torch.no_grad()
 def certify(model,
             masks:Masks,
-            pretrained:dict=None,  # name -> pre-trained weight; asks whether the pruned places still have its bits
+            pretrained:dict=None,  # name -> pre-trained weight (at least at the pruned places); asks whether these places still have its bits
     ) -> dict:                     # JSON-ready counts
     "What is really zero, and where it should be and is not"
     how, layers = masks.provenance, {}

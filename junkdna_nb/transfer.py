@@ -34,11 +34,15 @@ class Mode(StrEnum):
     @property
     def holds(self): return self in (Mode.sparse, Mode.dense_frozen)
 
-# %% ../nbs/01b_transfer.ipynb #cb4862a0
+# %% ../nbs/01b_transfer.ipynb #4a847b5c
 _MASKS_FILE = 'masks.safetensors'
 
-def _mask_gradient(pruned):
-    def hook(p): p.grad.masked_fill_(pruned, 0)
+def _as_bits(x):
+    "A floating-point tensor seen as integers of the same size"
+    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+def _mask_gradient(keep):
+    def hook(p): _as_bits(p.grad).bitwise_and_(keep)
     return hook
 
 class MaskCallback(TrainerCallback):
@@ -47,21 +51,21 @@ class MaskCallback(TrainerCallback):
                  mode:str,              # of `Mode`
                  exact:bool=True):      # False: the authors' order, not exact after the last step
         self.masks, self.mode, self.exact = masks, Mode(mode), exact
-        self.pretrained = None   # dense_frozen: name -> pre-trained weight
+        self.pretrained = None   # dense_frozen: name -> pre-trained weight at the pruned places, 0 elsewhere
         self.at_start = None     # certificate at pruning, before the first step
-        self._pruned, self._hooks = [], []
+        self._keep, self._hooks = [], []   # (parameter, integers: all bits set where kept, none where pruned)
 
     @torch.no_grad()
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if self.mode is Mode.dense: return
         params = self.masks.parameters(model)
-        self._pruned = [(p, ~self.masks[n].to(p.device)) for n, p in params.items()]
+        self._keep = [(p, self.masks[n].to(p.device, _as_bits(p).dtype).neg_()) for n, p in params.items()]
         if self.at_start is None: self._start(model, params, Path(args.output_dir)/f'checkpoint-{state.global_step}' if state.global_step else None)
-        if self.mode.holds and self.exact: self._hooks = [p.register_post_accumulate_grad_hook(_mask_gradient(pruned)) for p, pruned in self._pruned if p.requires_grad]
+        if self.mode.holds and self.exact: self._hooks = [p.register_post_accumulate_grad_hook(_mask_gradient(keep)) for p, keep in self._keep if p.requires_grad]
 
     def _start(self, model, params, checkpoint):
         "Once per callback: check the weights, prune them if the mode says so, and certify; or take up what the checkpoint says of all this"
-        if self.mode is Mode.dense_frozen: self.pretrained = {n: p.detach().clone() for n, p in params.items()}
+        if self.mode is Mode.dense_frozen: self.pretrained = {n: (_as_bits(p.detach()) & ~keep).view(p.dtype) for n, (p, keep) in zip(params, self._keep)}
         if checkpoint is not None: return self._resume(model, checkpoint)
         if hash_weights([Weight(n, p, False) for n, p in params.items()]) != self.masks.provenance.get('weights_sha256'):
             raise StudyError("these masks were computed from other weights than the model has at the start of training")
@@ -82,17 +86,17 @@ class MaskCallback(TrainerCallback):
         "SHA-256 of the frozen values; None in other modes"
         if self.mode is not Mode.dense_frozen: return None
         h = hashlib.sha256()
-        for p, pruned in self._pruned: h.update(p.detach()[pruned].cpu().contiguous().view(torch.uint8).numpy())
+        for values in self.pretrained.values(): h.update(values.cpu().contiguous().view(torch.uint8).numpy())
         return h.hexdigest()
 
     def _zero(self):
-        for p, pruned in self._pruned: p.masked_fill_(pruned, 0)
+        for p, keep in self._keep: _as_bits(p.detach()).bitwise_and_(keep)
 
     @torch.no_grad()
     def _hold(self):
-        if self.mode is Mode.sparse: self._zero()
-        elif self.mode is Mode.dense_frozen:
-            for (p, pruned), original in zip(self._pruned, self.pretrained.values()): torch.where(pruned, original, p, out=p.data)
+        if self.mode.holds: self._zero()
+        if self.mode is Mode.dense_frozen:
+            for (p, _), held in zip(self._keep, self.pretrained.values()): _as_bits(p.detach()).bitwise_or_(_as_bits(held))
 
     def on_step_begin(self, args, state, control, **kwargs):
         if not self.exact: self._hold()
