@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -152,14 +151,12 @@ def _exact_value(scores, k, absolute):
 
 # %% ../nbs/01_pruning.ipynb #2081fedc
 def nested_smallest(scores:list,        # of (outputs, inputs) tensors on any device, floating point, finite, not negative unless `absolute`
-                    ks:list,            # how many to prune, at most 255 levels
+                    ks:list,            # how many to prune at each level, ascending, at most 255
                     absolute:bool=False,  # the score is |x|
     ) -> tuple:                         # (list of uint8 tensors: number of levels at which a weight is kept, largest pruned score per level, tied scores at each threshold of which only some were pruned)
     "Masks of several sparsities in one pass; the weight is kept at those levels, counted from the smallest k, that are below its number"
     n = sum(s.numel() for s in scores)
-    order = sorted(range(len(ks)), key=lambda i: ks[i])
-    ks = [ks[i] for i in order]
-    if order != list(range(len(ks))): raise StudyError("levels must ascend")
+    if ks != sorted(ks): raise StudyError("levels must ascend")
     inner = [k for k in ks if 0 < k < n]
     found = {0: (-np.inf, -np.inf, 0), n: (np.inf, np.inf, 0)} | dict(zip(inner, _brackets(scores, inner, n, absolute) if inner else []))
     brackets = [found[k][:2] if found[k][2] <= _ASIDE or n <= _SAMPLE else (_exact_value(scores, k, absolute),)*2 for k in ks]

@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'METRICS', 'Task', 'get_task', 'chance_level', 'bootstrap_se
            'subset', 'TaskData', 'load_task']
 
 # %% ../nbs/00b_tasks.ipynb #205e4805
-import contextlib, hashlib, json, os
+import hashlib, json, os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path

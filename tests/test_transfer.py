@@ -218,7 +218,8 @@ def test_record_of_every_mode_and_pattern(shared_runs, monkeypatch, mode, how):
         assert c[moment]["mask_sparsity"] == pytest.approx(asked, abs=1e-3) and c[moment]["sparsity_requested"] == asked
     if mode == "sparse":
         assert [c[m]["violations"] for m in ("pruning", "evaluation", "reloaded")] == [0, 0, 0]
-        assert "3" not in how or c["reloaded"]["groups_violated"] == 0
+        if how.get("pattern") == "nm":
+            assert [c[m]["groups_violated"] for m in ("pruning", "evaluation", "reloaded")] == [0, 0, 0]
     elif mode == "dense_frozen":
         assert c["evaluation"]["changed"] == c["reloaded"]["changed"] == 0 and c["evaluation"]["zeros"] == 0
     else:
