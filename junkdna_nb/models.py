@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'quiet', 'ModelSource', 'resolve_model', 'load_tokenizer',
-           'load_classifier']
+           'load_decoder', 'load_classifier']
 
 # %% ../nbs/00a_models.ipynb #0e77e7f6
 import contextlib, hashlib, os, re, shutil, zipfile
@@ -164,6 +164,16 @@ def load_tokenizer(source:ModelSource):
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
+def _load(auto, source, **options):
+    try:
+        with quiet(): return auto.from_pretrained(source.folder, dtype='float32', use_safetensors=True, trust_remote_code=False, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError) as e: raise StudyError(f"model {source.name} in {source.folder} cannot be loaded: {str(e).splitlines()[0]}") from None
+
+def load_decoder(source:ModelSource):
+    "A pre-trained causal language model in float32, in evaluation mode"
+    from transformers import AutoModelForCausalLM
+    return _load(AutoModelForCausalLM, source).eval()
+
 def load_classifier(source:ModelSource,
                     num_labels:int,       # 1: regression
                     seed:int,             # of the new classification head
@@ -173,10 +183,6 @@ def load_classifier(source:ModelSource,
     from transformers import AutoModelForSequenceClassification
     from junkdna_nb.core import seed_everything
     seed_everything(seed)
-    try:
-        with quiet():
-            model, info = AutoModelForSequenceClassification.from_pretrained(source.folder, num_labels=num_labels, dtype='float32', use_safetensors=True,
-                trust_remote_code=False, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as e: raise StudyError(f"model {source.name} in {source.folder} cannot be loaded: {str(e).splitlines()[0]}") from None
+    model, info = _load(AutoModelForSequenceClassification, source, num_labels=num_labels, output_loading_info=True)
     if model.config.pad_token_id is None and tokenizer is not None: model.config.pad_token_id = tokenizer.pad_token_id
     return model, tuple(sorted(info['missing_keys']))
