@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA_VERSION', 'StudyError', 'DamagedError', 'nearest', 'param', 'Config', 'project_root', 'cache_dir',
            'runs_dir', 'temporary_for', 'remove_stale', 'write_atomic', 'check_writable', 'seed_everything',
-           'environment', 'peak_memory', 'sha256_file', 'save_record', 'load_record', 'load_items', 'find_record',
-           'load_runs', 'run_recorded', 'in_test', 'rehearsal']
+           'environment', 'resident_memory', 'peak_memory', 'sha256_file', 'save_record', 'load_record', 'load_items',
+           'find_record', 'load_runs', 'run_recorded', 'in_test', 'rehearsal']
 
 # %% ../nbs/00_core.ipynb #0d11148c
 import contextlib, dataclasses, difflib, hashlib, json, os, platform, re, resource, subprocess, sys, tempfile, time, traceback, warnings
@@ -242,6 +242,11 @@ def environment() -> dict:
 def _lines(path):
     with contextlib.suppress(OSError): return Path(path).read_text().splitlines()
     return []
+
+def resident_memory() -> int:
+    "Memory this process holds now, in bytes"
+    with contextlib.suppress(OSError, IndexError): return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)   # no /proc: the largest so far
 
 def peak_memory() -> int:
     "Largest resident memory of this process so far, in bytes; on a GPU machine plus the largest allocation there"

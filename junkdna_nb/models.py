@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'quiet', 'ModelSource', 'resolve_model', 'load_tokenizer',
-           'load_decoder', 'load_classifier']
+           'load_decoder', 'load_classifier', 'resolve_precision']
 
 # %% ../nbs/00a_models.ipynb #0e77e7f6
 import contextlib, hashlib, os, re, shutil, zipfile
@@ -186,3 +186,14 @@ def load_classifier(source:ModelSource,
     model, info = _load(AutoModelForSequenceClassification, source, num_labels=num_labels, output_loading_info=True)
     if model.config.pad_token_id is None and tokenizer is not None: model.config.pad_token_id = tokenizer.pad_token_id
     return model, tuple(sorted(info['missing_keys']))
+
+# %% ../nbs/00a_models.ipynb #6b15a29a
+def resolve_precision(asked:str='auto'  # 'auto', 'bf16' or 'fp32'
+    ) -> str:                           # 'bf16' or 'fp32'
+    "The arithmetic of matrix products on this machine"
+    import torch
+    if asked not in ('auto', 'bf16', 'fp32'): raise StudyError(f"unknown precision {asked!r}{nearest(asked, ('auto', 'bf16', 'fp32'))} (allowed: auto, bf16, fp32)")
+    if asked != 'auto': return asked
+    if torch.cuda.is_available(): return 'bf16' if torch.cuda.is_bf16_supported() else 'fp32'
+    flags = [getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')]
+    return 'bf16' if any(flags) else 'fp32'
