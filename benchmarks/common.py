@@ -22,7 +22,7 @@ def encoder_weights(layers=24, dtype=torch.float32, seed=0):
 def arguments(**options):
     "--repeats and whatever else a script needs (name=default)"
     parser = argparse.ArgumentParser()
-    for name, default in dict(repeats=5, **options).items():
+    for name, default in ({"repeats": 5} | options).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     return parser.parse_args()
 

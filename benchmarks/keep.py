@@ -1,64 +1,88 @@
-"""Keeping masks for one optimizer step, in minilm's and roberta-large's size: ours, the authors' multiply-and-reassign per tensor, and the whole step.
+"""Keeping masks for one optimizer step, in minilm's and roberta-large's size: ours, and the authors' multiply-and-reassign per tensor, each timed where it happens inside real training steps, in turns.
 
-A step is forward, backward and fused AdamW on a batch of 16 sequences of 64 tokens; for roberta-large's size the encoder's shapes are built from a configuration.
+A step is forward, backward and fused AdamW (no weight decay, as in the recipe) on a batch of 16 sequences of 64 tokens; the models are built from a configuration in minilm's shape and in the shape of roberta-large's encoder.
 """
+import statistics
+import time
+
 import torch
-from common import arguments, closing, interleaved
+from common import arguments, closing
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from junkdna_nb import transfer
 from junkdna_nb.pruning import make_masks
-from junkdna_nb.transfer import MaskCallback
 
-args = arguments(size="minilm")
+args = arguments(size="minilm,large", repeats=7)
 sizes = dict(minilm=dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
              large=dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096))
+spent, unmasked = 0.0, transfer._mask_gradient
+
+
+def timed(run):
+    def wrapper(*a):
+        global spent
+        start = time.perf_counter()
+        run(*a)
+        spent += time.perf_counter() - start
+    return wrapper
+
+
+transfer._mask_gradient = lambda keep: timed(unmasked(keep))
+
+
+class Arguments:
+    output_dir = "."
+
+
 results = {}
 for size in args.size.split(","):
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(**sizes[size], vocab_size=1000))
-    masks = make_masks(model, sparsity=0.5)
-    params = masks.parameters(model)
-    batch = dict(input_ids=torch.randint(0, 1000, (16, 64)), labels=torch.randint(0, 2, (16,)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def whole_step():
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    whole_step()
-    authors_state = {n: p.detach().clone() for n, p in params.items()}
-    float_masks = {n: masks[n].float() for n in masks}
-
-    def authors_sparse():
-        for n, p in params.items():
-            p.data = p.data * float_masks[n]
-
-    def authors_frozen():
-        for n, p in params.items():
-            p.data = p.data * float_masks[n] + authors_state[n] * (1 - float_masks[n])
-
-    class Arguments:
-        output_dir = "."
     for mode in ("sparse", "dense_frozen"):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(BertConfig(**sizes[size], vocab_size=1000))
         masks = make_masks(model, sparsity=0.5)
-        callback = MaskCallback(masks, mode)
-        callback.on_train_begin(Arguments, TrainerState(), TrainerControl(), model=model)
-        for p in params.values():
-            p.grad = torch.randn_like(p)
+        params = masks.parameters(model)
+        batch = dict(input_ids=torch.randint(0, 1000, (16, 64)), labels=torch.randint(0, 2, (16,)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True, weight_decay=0.0)
+        state = {n: p.detach().clone() for n, p in params.items()} if mode == "dense_frozen" else {}
+        float_masks = {n: masks[n].float() for n in masks}
 
-        def ours():
-            for p in params.values():   # the gradient hooks, once per backward pass
-                for hook in p._post_accumulate_grad_hooks.values():
-                    hook(p)
-            callback.on_step_end(None, None, None)
-        t = interleaved(dict(ours=ours, authors=authors_sparse if mode == "sparse" else authors_frozen), args.repeats * 3)
-        callback.on_train_end(None, None, None)
-        optimizer.zero_grad()
-        step = interleaved(dict(step=whole_step), args.repeats)["step"]
-        name = f"{size}_{mode}"
-        results |= {f"speedup_{name}": t["authors"] / t["ours"], f"share_{name}": t["ours"] / (step + t["ours"])}
-        print(f"{name:22} ours {1e3 * t['ours']:.1f} ms, authors {1e3 * t['authors']:.1f} ms, whole step {1e3 * step:.0f} ms")
+        def authors():
+            for n, p in params.items():
+                p.data = p.data * float_masks[n] + state[n] * (1 - float_masks[n]) if state else p.data * float_masks[n]
+
+        def step(after):
+            "(seconds of the step, seconds spent on masks)"
+            global spent
+            spent, start = 0.0, time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            timed(after)()
+            optimizer.zero_grad()
+            return time.perf_counter() - start, spent
+
+        times = dict(ours=[], authors=[])
+        for repeat in range(args.repeats + 1):
+            callback = transfer.MaskCallback(masks, mode)
+            callback.at_start = {}   # certified once is enough here
+            callback.on_train_begin(Arguments, TrainerState(), TrainerControl(), model=model, optimizer=optimizer)
+            if repeat == 0:
+                callback._start(model, params, None)
+            elif mode == "dense_frozen":
+                callback.pretrained = pretrained
+            pretrained = callback.pretrained
+            ours = step(lambda: callback.on_step_end(None, None, TrainerControl()))
+            for hook in callback._hooks:
+                hook.remove()
+            theirs = step(authors)
+            if repeat:   # the first is warm-up
+                times["ours"].append(ours)
+                times["authors"].append(theirs)
+        whole, kept = (statistics.median(t[i] for t in times["ours"]) for i in (0, 1))
+        theirs, name = statistics.median(t[1] for t in times["authors"]), f"{size}_{mode}"
+        results |= {f"speedup_{name}": theirs / kept, f"share_{name}": kept / whole}
+        print(f"{name:22} ours {1e3 * kept:.1f} ms, authors {1e3 * theirs:.1f} ms, whole step {1e3 * whole:.0f} ms", flush=True)
+        del model, optimizer, params, callback, masks, float_masks, state
 closing(speedup=min(v for k, v in results.items() if k.startswith("speedup")), share_of_step=max(v for k, v in results.items() if k.startswith("share")), **results)

@@ -83,22 +83,26 @@ def load_text(tokenizer, source:str='packaged', part:str='train',
     return Calibration(ids, dict(source=source if origin[:4] != 'file' else Path(source).name, origin=origin, part=part, seed=seed, windows=n, length=length, sha256=hashlib.sha256(ids.numpy().tobytes()).hexdigest()))
 
 # %% ../nbs/00d_calibration.ipynb #5634ee78
+def _gram(x):
+    "The upper triangle of x'x (what lies below is not to be used), in five eighths of the operations"
+    d = x.shape[1]
+    out, width = torch.zeros((d, d), dtype=x.dtype, device=x.device), -(-d//4)
+    for a in range(0, d, width): torch.mm(x[:, a:a + width].T, x[:, a:], out=out[a:a + width, a:])
+    return out
+
 class _Sum:
     "A statistic of one input, added up over calls"
     def __init__(self, statistic): self.statistic, self.total, self.tokens = statistic, None, 0
     def add(self, x):
         x = x.detach().reshape(-1, x.shape[-1])
         if self.statistic == 'norms': part = sum(c.double().square_().sum(0) for c in x.split(max(1, (1 << 17)//x.shape[1])))   # pieces that fit the cache
-        elif x.is_cuda: part = x.float().T @ x.float()
-        else:
-            v = x.float().numpy()
-            part = torch.from_numpy(v.T @ v)
+        else: part = _gram(x.float())
 
         self.total = part if self.total is None else self.total.add_(part)
         self.tokens += len(x)
     def value(self):
         if not bool(torch.isfinite(self.total).all()): raise StudyError("the inputs of a layer are NaN or infinite: the model cannot be calibrated in this precision")
-        return self.total.sqrt() if self.statistic == 'norms' else self.total/self.tokens
+        return self.total.sqrt() if self.statistic == 'norms' else (self.total.triu() + self.total.triu(1).T)/self.tokens
 
 class _Watch:
     "Hooks on linear modules that add up the statistic of their inputs; modules called once with the same tensor share it"
@@ -185,14 +189,14 @@ def _received(model, blocks, batches, precision):
         except _Stop: pass
         finally:
             for h in hooks: h.remove()
-    alike = True
-    for b, ids in enumerate(batches):
-        run(ids, range(len(blocks)) if b == 0 or not alike else range(1), whole=b == 0)
-        if b == 0 and any(len(s) != 1 for s in seen): return None, None   # a block that runs several times, or never
-        if b == 0: alike = all(_same(s[0][1:], seen[0][0][1:]) for s in seen)
+    run(batches[0][:1], range(len(blocks)), whole=True)
+    if any(len(s) != 1 for s in seen): return None, None   # a block that runs several times, or never
+    alike = all(_same(s[0][1:], seen[0][0][1:]) for s in seen)
+    for ids in batches:
+        for s in seen: s.clear()
+        run(ids, range(1) if alike else range(len(blocks)), whole=False)
         hidden.append(seen[0][0][0])
         others.append([s[0][1:] for s in (seen[:1] if alike else seen)])
-        for s in seen: s.clear()
     return hidden, others
 
 def walk(model,               # a transformers model; the caller changes weights between steps
