@@ -15,7 +15,7 @@ help:
 	@echo "make glue      prune minilm to sparsity 0.8, fine-tune it on film reviews, compare with dense"
 	@echo "               SPARSITY=0.5 TASK=sarcasm MODE=dense_frozen MODEL=mpnet SEED=42 ARGS='epochs=3 max_train=0'"
 	@echo "make test      nbdev_test, pytest, and the check that generated files are up to date"
-	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; about ten minutes)"
+	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; about half an hour)"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"
 	@echo "make execute   run the library notebooks and store their outputs (NB=01_pruning for one)"
@@ -54,7 +54,7 @@ check: $(READY)
 readme: $(READY)
 	@BIN=$(BIN); $(RENDER) > README.md
 
-NB ?= 00_core 00_packages 00a_models 00b_tasks 00c_experiments 01_pruning 01b_transfer 01e_sweep
+NB ?= 00_core 00_packages 00a_models 00b_tasks 00c_experiments 00d_calibration 01_pruning 01a_quantization 01ab_compress 01b_transfer 01e_sweep
 execute: $(READY)
 	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.sweep import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done

@@ -105,6 +105,8 @@ largest = 4 * 1536**2
 for name, theirs in dict(wanda=wanda, sparsegpt=sparsegpt).items():
     for pattern, how in PATTERNS.items():
         model = load_decoder(source)
+        for p in model.parameters():   # a loaded file is only mapped; its pages would be counted when they are changed
+            p.data = p.data.clone()
         with Peak() as peak:
             masks = make_masks(model, name, **how, calibration=text, precision=precision, apply=True)
         gained = peak.most - sum(m.numel() for m in masks.values())

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from junkdna_nb.core import environment
 
 HERE = Path(__file__).parent
-RUNS = [("masks.py",), ("masks.py", "--levels", "9"), ("nm.py",), ("keep.py",)]
+RUNS = [("masks.py",), ("masks.py", "--levels", "9"), ("nm.py",), ("keep.py",), ("finetune.py",), ("calibrated.py",)]
 rows = []
 for words in tqdm(RUNS, desc="benchmarks"):
     done = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True)
@@ -22,6 +22,7 @@ lines = [f"# Benchmarks, {date.today()}", "",
          f"{env['cpu']}, {env['cores']} cores, Python {env['python']}, " + ", ".join(f"{k} {v}" for k, v in env["versions"].items() if k in ("torch", "numpy", "transformers")),
          f"commit {env['code']['commit']}{' with changes' if env['code']['dirty'] else ''}", "",
          "Ours and the anchor in one process, in turns, medians; the slow anchors take part in the first two rounds only.", ""]
+lines += ["| script | result |", "|---|---|", *[f"| `{name}` | {out[-1].replace(' ', ', ')} |" for name, out in rows], ""]
 for name, out in rows:
     lines += [f"## {name}", "", "```", *out, "```", ""]
 target = HERE / "results" / f"{date.today()}.md"

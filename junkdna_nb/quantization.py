@@ -70,7 +70,7 @@ class Codes:
 def quantize(matrix,      # (outputs, inputs), floating point, finite
              grid:Grid) -> Codes:
     "Round to nearest, group by group"
-    v, width, unit = matrix.detach().float(), grid.width(matrix.shape[1]), _unit(matrix)
+    v, width, unit = matrix.detach().float(), grid.width(matrix.shape[1]), _unit(matrix.detach())
     whole = v.shape[1]//width*width
     codes, scales, zeros = torch.empty(v.shape, dtype=torch.uint8, device=v.device), [], []
     for part, out in ((v[:, :whole].unflatten(1, (-1, width)), codes[:, :whole].unflatten(1, (-1, width))), (v[:, None, whole:], codes[:, None, whole:])):
