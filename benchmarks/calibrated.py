@@ -3,7 +3,7 @@
 The straightforward way keeps each linear layer's own statistic (an input shared by three layers is measured three times), visits column by column, and chooses masks by a full sort. Both walk block by block
 through the same windows in the same precision. `equal` says whether the
 pruned weights agree: exactly for Wanda; for SparseGPT at least 99 % of the zeros in the first block, where both see the same inputs (later blocks multiply rounding differences).
-Peak memory is what the process gained while pruning, in units of the largest statistic (the Hessian of the MLP's input) for comparison with the model's size.
+Peak memory is what the process gained while pruning, masks apart; the sizes of the text's hidden states, of the largest Hessian and of the model are printed for comparison.
 """
 import torch
 from common import Peak, arguments, closing, interleaved

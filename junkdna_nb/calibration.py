@@ -43,6 +43,7 @@ def documents(source:str='packaged',  # 'packaged', a text file, or a data set
         try: text = Path(source).read_text(encoding='utf-8')
         except (OSError, UnicodeDecodeError) as e: raise StudyError(f"text file {source} cannot be read as UTF-8 ({e})") from None
         texts = [t.strip() for t in text.split('\n\n') if t.strip()]
+        if len(texts) < 5 and part == 'held_out': raise StudyError(f"text file {source} has {len(texts)} documents, too few to hold some out (allowed: at least 5, separated by blank lines)")
         return [t for t in texts if len(texts) < 5 or _held_out(t) == (part == 'held_out')], f"file {Path(source).name}"
     return _dataset_text(source, part)
 
@@ -92,42 +93,43 @@ def _gram(x):
 
 class _Sum:
     "A statistic of one input, added up over calls"
-    def __init__(self, statistic): self.statistic, self.total, self.tokens = statistic, None, 0
-    def add(self, x):
+    def __init__(self, statistic): self.statistic, self.total, self.tokens, self.calls = statistic, None, 0, []
+    def part(self, x):
+        "The statistic of one tensor"
         x = x.detach().reshape(-1, x.shape[-1])
-        if self.statistic == 'norms': part = sum(c.double().square_().sum(0) for c in x.split(max(1, (1 << 17)//x.shape[1])))   # pieces that fit the cache
+        if self.statistic == 'norms': part = sum(c.double().square().sum(0) for c in x.split(max(1, (1 << 17)//x.shape[1])))   # pieces that fit the cache
         else: part = _gram(x.float())
-
-        self.total = part if self.total is None else self.total.add_(part)
-        self.tokens += len(x)
+        return part, len(x)
+    def add(self, call, part, tokens):
+        self.total = part.clone() if self.total is None else self.total.add_(part)
+        self.tokens += tokens
+        self.calls.append(call)
     def value(self):
         if not bool(torch.isfinite(self.total).all()): raise StudyError("the inputs of a layer are NaN or infinite: the model cannot be calibrated in this precision")
         return self.total.sqrt() if self.statistic == 'norms' else (self.total.triu() + self.total.triu(1).T)/self.tokens
 
 class _Watch:
-    "Hooks on linear modules that add up the statistic of their inputs; modules called once with the same tensor share it"
+    "Hooks on linear modules that add up the statistic of their inputs; that of a tensor given to several in a row is computed once"
     def __init__(self, modules, statistic): # name of the weight -> modules that use it
-        self.sums, self.shared, self.seen = {n: _Sum(statistic) for n in modules}, {}, {}
+        self.sums, self.last, self.count = {n: _Sum(statistic) for n in modules}, None, 0
         self.owner = {id(m): n for n, ms in modules.items() for m in ms}
-        self.once = {n for n, ms in modules.items() if len(ms) == 1}
         self.hooks = [m.register_forward_pre_hook(self._hook) for ms in modules.values() for m in ms]
     def _hook(self, module, args):
-        name = self.owner[id(module)]
-        if name in self.shared: return
-        if self.seen is not None:   # the first batch: who shares with whom
-            first, x = self.seen.setdefault(id(args[0]), (name, args[0]))
-            if first != name and {first, name} <= self.once and self.sums[name].total is None:
-                self.shared[name] = first
-                return
-        self.sums[name].add(args[0])
-    def first_batch_done(self): self.seen = None
+        total = self.sums[self.owner[id(module)]]
+        if self.last is None or self.last[0] is not args[0] or self.last[1] != args[0]._version:
+            self.count += 1
+            self.last = args[0], args[0]._version, self.count, *total.part(args[0])
+        total.add(*self.last[2:])
     def close(self):
+        self.last = None
         for h in self.hooks: h.remove()
     def groups(self):
-        "[(names, statistic)]"
-        unseen = [n for n, s in self.sums.items() if s.total is None and n not in self.shared]
-        if unseen: raise StudyError(f"the calibration text never reached {unseen[0]}: this method cannot compress it")
-        return [([n, *(m for m, f in self.shared.items() if f == n)], s.value()) for n, s in self.sums.items() if n not in self.shared]
+        "[(names, statistic)]: together are those that were given the same tensors, all of them"
+        together = {}
+        for name, s in self.sums.items():
+            if s.total is None: raise StudyError(f"the calibration text never reached {name}: this method cannot compress it")
+            together.setdefault(tuple(s.calls), []).append(name)
+        return [(names, self.sums[names[0]].value()) for names in together.values()]
 
 # %% ../nbs/00d_calibration.ipynb #ce13fccd
 class _Stop(Exception): pass
@@ -143,9 +145,11 @@ def _split(args, kwargs):
     "(hidden states, the other positional arguments, the other named ones)"
     return (args[0], args[1:], kwargs) if args else (kwargs['hidden_states'], None, {k: v for k, v in kwargs.items() if k != 'hidden_states'})
 
+def _state(out): return out if torch.is_tensor(out) else out[0]
+
 def _call(block, hidden, rest, kwargs):
-    out = block(hidden_states=hidden, **kwargs) if rest is None else block(hidden, *rest, **kwargs)
-    return out if torch.is_tensor(out) else out[0]
+    try: return _state(block(hidden_states=hidden, **kwargs) if rest is None else block(hidden, *rest, **kwargs))
+    except (RuntimeError, TypeError, IndexError) as e: raise StudyError(f"a {type(block).__name__} cannot be run by itself ({str(e).splitlines()[0]}): calibrated methods do not work on this model") from e
 
 def _stacks(model, users):
     "[(name, blocks)] of the outermost module lists every member of which holds a module of `users`"
@@ -157,12 +161,12 @@ def _stacks(model, users):
 @contextlib.contextmanager
 def _reading(model):
     "No dropout and no cache of keys and values inside this block"
-    training, caching = model.training, {id(c): c for m in model.modules() if getattr(c := getattr(m, 'config', None), 'use_cache', False)}.values()
+    training, caching = {m: m.training for m in model.modules()}, {id(c): c for m in model.modules() if getattr(c := getattr(m, 'config', None), 'use_cache', False)}.values()
     model.eval()
     for c in caching: c.use_cache = False
     try: yield
     finally:
-        model.train(training)
+        for m, mode in training.items(): m.training = mode
         for c in caching: c.use_cache = True
 
 @contextlib.contextmanager
@@ -182,6 +186,9 @@ def _received(model, blocks, batches, precision):
             seen[i].append(_split(args, kwargs) if i == 0 else (None, *_split(args, kwargs)[1:]))
             if stop: raise _Stop
         return blocks[i].register_forward_pre_hook(take, with_kwargs=True)
+    gave, got = [], []
+    def given(module, args, out): gave.append(_state(out))
+    def taken(module, args, kwargs): got.append(_split(args, kwargs)[0])
     def run(ids, which, whole):
         hooks = [hook(i, i == which[-1] and not whole) for i in which]
         try:
@@ -189,8 +196,12 @@ def _received(model, blocks, batches, precision):
         except _Stop: pass
         finally:
             for h in hooks: h.remove()
-    run(batches[0][:1], range(len(blocks)), whole=True)
+    probes = [b.register_forward_hook(given) for b in blocks] + [b.register_forward_pre_hook(taken, with_kwargs=True) for b in blocks]
+    try: run(batches[0][:1], range(len(blocks)), whole=True)
+    finally:
+        for h in probes: h.remove()
     if any(len(s) != 1 for s in seen): return None, None   # a block that runs several times, or never
+    if not all(map(_same, gave, got[1:])): return None, None   # something happens between the blocks
     alike = all(_same(s[0][1:], seen[0][0][1:]) for s in seen)
     for ids in batches:
         for s in seen: s.clear()
@@ -217,13 +228,14 @@ def walk(model,               # a transformers model; the caller changes weights
     if orphan: raise StudyError(f"{orphan} is not the weight of a linear layer: only its magnitude can be judged, not its inputs")
     by_name, batches = {w.name: w for w in weights}, calibration.input_ids.split(batch_size)
     stacks = _stacks(model, users)
+    homes = [{id(m) for m in b.modules()} for _, blocks in stacks for b in blocks]
+    alone = {n for n, ms in users.items() if sum(any(id(m) in home for m in ms) for home in homes) == 1 and len({id(m) for m in ms}) == sum(id(m) in home for m in ms for home in homes)}
     total, step, done = sum(len(b) for _, b in stacks) + 1, 0, set()
     def gather(modules, run):
         watch = _Watch(modules, statistic)
         try:
             for b in range(len(batches)):
                 with _forward(model, precision): run(b)
-                watch.first_batch_done()
             return [([by_name[n] for n in names], value) for names, value in watch.groups()]
         finally: watch.close()
     with _reading(model):
@@ -232,7 +244,7 @@ def walk(model,               # a transformers model; the caller changes weights
             if hidden is None: continue
             for i, block in enumerate(blocks):
                 inside = {id(m) for m in block.modules()}
-                mine = {n: ms for n, ms in users.items() if n not in done and any(id(m) in inside for m in ms)}
+                mine = {n: ms for n, ms in users.items() if n in alone and any(id(m) in inside for m in ms)}
                 other = lambda b: others[b][i if len(others[b]) > 1 else 0]
                 def run(b): return _call(block, hidden[b], *other(b))
                 if mine: yield f'{name}.{i}', step, total, gather(mine, run)

@@ -35,7 +35,7 @@ def effective_bits(compressed  # `Masks` or `Quantized`
         extra = sum(c.scale.numel()*(VALUE_BITS + (0 if grid.symmetric else grid.bits)) + 8 for c in compressed.values())
         return dict(stored=grid.bits + extra/size, bound=grid.bits + extra/size, format=f"{grid.bits}-bit codes, {VALUE_BITS}-bit scales{'' if grid.symmetric else f', {grid.bits}-bit zero points'}, groups of {grid.group_size or 'a row'}")
     how, size, s = compressed.provenance, sum(m.numel() for m in compressed.values()), compressed.sparsity
-    bound = VALUE_BITS*(1 - s) + _entropy(s)
+    bound = VALUE_BITS*(1 - s) + sum(m.numel()*_entropy(1 - int(m.sum())/m.numel()) for m in compressed.values())/size
     if how['pattern'] == 'nm':
         positions = 0
         for name, m in compressed.items():
@@ -79,7 +79,7 @@ class _Peak:
         self.stop.set(); self.thread.join()
         self.most = max(self.most, resident_memory() - self.start) + (torch.cuda.max_memory_allocated() - self.gpu if torch.cuda.is_available() else 0)
 
-def _bar(method, total_of=None):
+def _bar(method):
     "A progress callback that draws one line"
     from tqdm import tqdm
     bar = None

@@ -9,7 +9,9 @@ __all__ = ['MODES', 'GRANULARITY_NAMES', 'METHOD_GRANULARITIES', 'METHOD_NAMES',
 # %% ../nbs/00c_experiments.ipynb #0ad132a8
 from dataclasses import dataclass
 
-from .core import Config, StudyError, param
+from pathlib import Path
+
+from .core import Config, StudyError, param, sha256_file
 from .models import check_model_name
 from .tasks import TASKS
 
@@ -70,6 +72,7 @@ class GlueConfig(Config):
 
     def canonical(self):
         fields = super().canonical() | dict(granularity=self.per)
+        if Path(self.calibration).is_file(): fields['calibration'] = 'sha256:' + sha256_file(Path(self.calibration))   # the text counts, not where it lies
         unstructured, nm, text = ('sparsity', 'granularity'), ('n_kept', 'm_group'), ('calibration', 'calibration_windows', 'calibration_length')
         prunes, rounds = self.mode not in ('dense', 'quantized'), self.mode == 'quantized'
         unused = [*(() if rounds else ('bits', 'group_size', 'symmetric')), *((nm if self.pattern == 'unstructured' else unstructured) if prunes else ('method', 'pattern', *unstructured, *nm)),
@@ -93,7 +96,6 @@ EXPERIMENTS = {c.experiment: c for c in (GlueConfig,)}
 def get_experiment(name:str  # notebook name, with or without path and `.ipynb`
     ) -> type:
     "The configuration class of an experiment notebook"
-    from pathlib import Path
     from junkdna_nb.core import nearest
     stem = Path(str(name)).name.removesuffix('.ipynb')
     if stem not in EXPERIMENTS: raise StudyError(f"unknown experiment {stem!r}{nearest(stem, EXPERIMENTS)} (allowed: {', '.join(EXPERIMENTS)})")

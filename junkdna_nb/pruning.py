@@ -40,21 +40,25 @@ def prunable(model,            # a transformers model
     ) -> list:                 # of `Weight`, in the model's own order
     "The weights that may be pruned, tied ones once"
     from transformers.pytorch_utils import Conv1D
-    skip, transposed = set(), set()
+    skip, transposed, linear, convolution = set(), set(), set(), set()
     output = model.get_output_embeddings() if hasattr(model, 'get_output_embeddings') else None
     for m in model.modules():
         if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) or m is output: skip |= {_storage(p) for p in m.parameters(recurse=False)}
         if isinstance(m, Conv1D): transposed.add(id(m.weight))
+        if isinstance(m, (nn.Linear, Conv1D)): linear.add(id(m.weight))
+        if isinstance(m, nn.Conv1d): convolution.add(id(m.weight))
     base = getattr(model, 'base_model', model)
     pooler = getattr(base, 'pooler', None)
     body = {id(p) for p in base.parameters()} - ({id(p) for p in pooler.parameters()} if pooler is not None else set())
+    stacked = next((n for n, p in model.named_parameters() if id(p) in body and p.ndim == 3 and id(p) not in convolution), None)
+    if stacked: raise StudyError(f"{type(model).__name__} keeps several matrices in one tensor ({stacked}); such models (mixtures of experts, XLNet) are not supported")
     seen, found = set(skip), []
     for name, p in model.named_parameters():
         is_head = id(p) not in body or name in fresh
-        if p.ndim != 2 or p.numel() == 0 or _storage(p) in seen or (is_head and not head): continue
+        if id(p) not in linear or p.ndim != 2 or p.numel() == 0 or _storage(p) in seen or (is_head and not head): continue
         seen.add(_storage(p))
         found.append(Weight(name, p, id(p) in transposed))
-    if not found: raise StudyError(f"{type(model).__name__} has no prunable weight (a two-dimensional weight that is no embedding)")
+    if not found: raise StudyError(f"{type(model).__name__} has no prunable weight (the weight of a linear layer that is no embedding)")
     return found
 
 # %% ../nbs/01_pruning.ipynb #e0242f92
@@ -109,7 +113,7 @@ def _classify(x, absolute, brackets):
     "(levels kept by position, above, equal, set-aside scores, their positions) of one matrix"
     kept = torch.empty(x.shape, dtype=torch.uint8)
     flat, equal, values, places = kept.numpy().reshape(-1), np.zeros(len(brackets), np.int64), [], []
-    lows, highs = (np.array(b, x.numpy().dtype if x.dtype == torch.float64 else np.float32)[:, None] for b in zip(*brackets)) if brackets else (np.empty((0, 1)),)*2
+    lows, highs = (np.array(b, np.float64 if x.dtype == torch.float64 else np.float32)[:, None] for b in zip(*brackets)) if brackets else (np.empty((0, 1)),)*2
     single = np.flatnonzero(lows == highs)
     longest = max(1, _BLOCK//max(1, x.shape[1]))*x.shape[1]
     all_flags, all_reach = np.empty((len(brackets), longest), bool), np.empty(longest, np.uint8)
@@ -154,7 +158,7 @@ def nested_smallest(scores:list,        # of (outputs, inputs) tensors on any de
     ) -> tuple:                         # (list of uint8 tensors: number of levels at which a weight is kept, threshold per level: lower scores are pruned, higher ones kept; tied scores at each threshold of which only some were pruned)
     "Masks of several sparsities in one pass; the weight is kept at those levels, counted from the smallest k, that are below its number"
     n = sum(s.numel() for s in scores)
-    if ks != sorted(ks): raise StudyError("levels must ascend")
+    if ks != sorted(ks) or len(ks) > 255 or (ks and not 0 <= ks[0] <= ks[-1] <= n): raise StudyError(f"levels {ks[:3]}... are impossible (allowed: at most 255, ascending, from 0 to {n})")
     inner = [k for k in ks if 0 < k < n]
     found = {0: (-np.inf, -np.inf, 0), n: (np.inf, np.inf, 0)} | dict(zip(inner, _brackets(scores, inner, n, absolute) if inner else []))
     brackets = [found[k][:2] if found[k][2] <= _ASIDE or n <= _SAMPLE else (_exact_value(scores, k, absolute),)*2 for k in ks]
@@ -327,21 +331,24 @@ class Target:
     "How many weights are to go, and among which"
     pattern: str = 'unstructured'   # or 'nm'
     sparsity: float = None          # in [0, 1); unstructured
-    per: str = 'global'             # of `GRANULARITIES`; unstructured
+    per: str = None                 # of `GRANULARITIES`; unstructured; None: global
     n_kept: int = None; m_group: int = None   # nm
     rule: str = 'exact'             # or 'strict'; unstructured
     def __post_init__(self):
-        for name, value, allowed in (('pattern', self.pattern, PATTERNS), ('rule', self.rule, RULES), ('granularity', self.per, GRANULARITIES)):
+        for name, value, allowed in (('pattern', self.pattern, PATTERNS), ('rule', self.rule, RULES), ('granularity', self.per or 'global', GRANULARITIES)):
             if value not in allowed: raise StudyError(f"unknown {name} {value!r}{nearest(value, allowed)} (allowed: {', '.join(allowed)})")
         if self.pattern == 'unstructured' and not (isinstance(self.sparsity, (int, float)) and 0 <= self.sparsity < 1): raise StudyError(f"sparsity={self.sparsity!r} is not a number in [0, 1)")
+        idle = ('n_kept', 'm_group') if self.pattern == 'unstructured' else ('sparsity', 'per')
+        for name in idle:
+            if getattr(self, name) is not None: raise StudyError(f"{name}={getattr(self, name)!r} means nothing to pattern {self.pattern!r} (leave it out)")
         if self.pattern == 'nm':
             if not (isinstance(self.n_kept, int) and isinstance(self.m_group, int)): raise StudyError(f"n_kept={self.n_kept!r} of m_group={self.m_group!r}: both must be whole numbers")
             check_n_of_m(self.n_kept, self.m_group)
     def select(self, scores, absolute=False) -> tuple:
         "(kept flags of each score tensor, ties)"
-        return n_of_m(scores, self.n_kept, self.m_group, absolute) if self.pattern == 'nm' else smallest(scores, self.sparsity, self.per, self.rule, absolute)
+        return n_of_m(scores, self.n_kept, self.m_group, absolute) if self.pattern == 'nm' else smallest(scores, self.sparsity, self.per or 'global', self.rule, absolute)
     def provenance(self) -> dict:
-        return dict(pattern=self.pattern, **(dict(n_kept=self.n_kept, m_group=self.m_group) if self.pattern == 'nm' else dict(sparsity=self.sparsity, per=self.per, rule=self.rule)))
+        return dict(pattern=self.pattern, **(dict(n_kept=self.n_kept, m_group=self.m_group) if self.pattern == 'nm' else dict(sparsity=self.sparsity, per=self.per or 'global', rule=self.rule)))
 
 # %% ../nbs/01_pruning.ipynb #6e257b18
 def wanda(matrices:list,     # of (outputs, inputs), float
@@ -480,7 +487,7 @@ class Masks(Mapping):
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e: raise StudyError(f"masks {path} cannot be read: {e}") from None
         if model is not None:
             found = hash_weights([Weight(n, p, False) for n, p in masks.parameters(model).items()])
-            if found != masks.provenance['weights_sha256']:
+            if found not in (masks.provenance['weights_sha256'], masks.provenance.get('applied_sha256')):
                 raise StudyError(f"masks {path} were computed from other weights (SHA-256 {masks.provenance['weights_sha256'][:12]}, this model has {found[:12]})")
         return masks
 
@@ -517,21 +524,28 @@ def make_masks(model,
     "Masks of a pre-trained model by one method, in one pattern"
     if method not in METHODS: raise StudyError(f"unknown method {method!r}{nearest(method, METHODS)} (allowed: {', '.join(METHODS)})")
     if rule == 'strict' and METHODS[method].statistic: raise StudyError(f"rule='strict' is the authors' for magnitude; method {method!r} has its own (allowed: exact)")
-    chosen, target = METHODS[method], Target(pattern, sparsity, per or METHODS[method].granularities[0], n_kept, m_group, rule)
+    chosen, target = METHODS[method], Target(pattern, sparsity, per or (METHODS[method].granularities[0] if pattern == 'unstructured' else None), n_kept, m_group, rule)
     if pattern == 'unstructured' and target.per not in chosen.granularities: raise StudyError(f"granularity {per!r} is not defined for method {method!r} (allowed: {', '.join(chosen.granularities)})")
     weights = prunable(model, head, fresh)
     provenance = dict(method=method, head=head, seed=seed, **target.provenance(), weights_sha256=hash_weights(weights), transposed=[w.name for w in weights if w.transposed])
     if chosen.statistic is None:
         kept, ties = target.select(*chosen.function(weights, seed))
         masks = Masks({w.name: w.oriented(m).contiguous() for w, m in zip(weights, kept)}, provenance | dict(ties_at_threshold=ties))
-        return masks.apply_(model) and masks if apply else masks
+        if apply: masks.apply_(model)
+        return _applied(masks, weights) if apply else masks
     if calibration is None: raise StudyError(f"method {method!r} needs calibration text")
+    if not all(bool(torch.isfinite(w.param).all()) for w in weights): raise StudyError("a weight is NaN or infinite; masks need finite weights")
     before = None if apply else [w.param.detach().clone() for w in weights]
     try: kept, ties, notes = _calibrated(model, weights, chosen, target, calibration, precision, progress)
     finally:
         if before is not None:
             with torch.no_grad(): [w.param.copy_(b) for w, b in zip(weights, before)]
-    return Masks({w.name: kept[w.name] for w in weights}, provenance | dict(ties_at_threshold=ties, calibration=dict(calibration.provenance, precision=precision), layers=notes))
+    masks = Masks({w.name: kept[w.name] for w in weights}, provenance | dict(ties_at_threshold=ties, calibration=dict(calibration.provenance, precision=precision), layers=notes))
+    return _applied(masks, weights) if apply else masks
+
+def _applied(masks, weights):
+    "Masks that also know the weights they left behind"
+    return Masks(masks, masks.provenance | dict(applied_sha256=hash_weights(weights)))
 
 @torch.no_grad()
 def _calibrated(model, weights, method, target, calibration, precision, progress):
@@ -540,7 +554,6 @@ def _calibrated(model, weights, method, target, calibration, precision, progress
     for block, i, total, groups in walk(model, calibration, weights, method.statistic, precision):
         for ws, statistic in groups:
             matrices = [w.oriented(w.param.detach()).float() for w in ws]
-            if not all(bool(torch.isfinite(m).all()) for m in matrices): raise StudyError("a weight is NaN or infinite; masks need finite weights")
             flags, new, tied, note = method.function(matrices, statistic, target)
             ties += tied
             if note: notes[ws[0].name] = note

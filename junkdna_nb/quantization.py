@@ -39,7 +39,7 @@ def _unit(matrix):
     "The power of two that scales are relative to"
     largest = float(matrix.abs().max()) if matrix.numel() else 0.0
     if not math.isfinite(largest): raise StudyError("a weight is NaN or infinite; quantization needs finite weights")
-    return 2.0**math.floor(math.log2(largest)) if largest else 1.0
+    return 2.0**max(-100, math.floor(math.log2(largest))) if largest else 1.0   # scales stay normal numbers
 
 def _parameters(v, dim, grid, unit):
     "(scale, zero point) over a dimension, which is kept"
@@ -148,6 +148,7 @@ def quantize_(model, method:str='rtn',     # of `QUANTIZERS`
         quantized.apply_(model)
         return quantized
     if calibration is None: raise StudyError(f"method {method!r} needs calibration text")
+    if not all(bool(torch.isfinite(w.param).all()) for w in weights): raise StudyError("a weight is NaN or infinite; quantization needs finite weights")
     for block, i, total, groups in walk(model, calibration, weights, QUANTIZERS[method], precision):
         with torch.no_grad():
             for ws, statistic in groups:

@@ -17,7 +17,7 @@ from .compress import effective_bits
 from .core import DamagedError, StudyError, cache_dir, check_writable, environment, find_record, load_items, run_recorded, runs_dir, seed_everything, write_atomic
 from .experiments import GlueConfig
 from .models import ModelSource, load_classifier, load_tokenizer, quiet, resolve_model, resolve_precision
-from .pruning import METHODS, Masks, Weight, certify, hash_weights, make_masks, prunable
+from .pruning import Masks, Weight, certify, hash_weights, make_masks, prunable
 from .quantization import Grid, Quantized, quantize
 from .tasks import METRICS, TaskData, bootstrap_se, load_task, score
 
@@ -65,6 +65,7 @@ class MaskCallback(TrainerCallback):
         self._every_step = not _moves_by_gradient_only(kwargs.get('optimizer'), self.mode)
         params = self.masks.parameters(model)
         self._keep = [(p, self.masks[n].to(p.device, _as_bits(p).dtype).neg_()) for n, p in params.items()]
+        if state.global_step: self._every_step = True   # a resumed optimizer has a past
         if self.at_start is None: self._start(model, params, Path(args.output_dir)/f'checkpoint-{state.global_step}' if state.global_step else None)
         if self.mode.holds and self.exact: self._hooks = [p.register_post_accumulate_grad_hook(_mask_gradient(keep)) for p, keep in self._keep if p.requires_grad]
 
@@ -74,7 +75,8 @@ class MaskCallback(TrainerCallback):
         "Once per callback: check the weights, prune them if the mode says so, and certify; or take up what the checkpoint says of all this"
         if self.mode is Mode.dense_frozen: self.pretrained = {n: (_as_bits(p.detach()) & ~keep).view(p.dtype) for n, (p, keep) in zip(params, self._keep)}
         if checkpoint is not None: return self._resume(model, checkpoint)
-        if hash_weights([Weight(n, p, False) for n, p in params.items()]) != self.masks.provenance.get('weights_sha256'):
+        known = [self.masks.provenance.get('weights_sha256'), self.masks.provenance.get('applied_sha256') if self.mode.zeroes else None]
+        if hash_weights([Weight(n, p, False) for n, p in params.items()]) not in known:
             raise StudyError("these masks were computed from other weights than the model has at the start of training")
         if self.mode.zeroes: self._zero()
         self.at_start = {**self.certify(model), 'held_sha256': self._held_hash()}
@@ -84,11 +86,10 @@ class MaskCallback(TrainerCallback):
         if path.is_file():
             saved = Masks.load(path)
             if not saved.equal(self.masks): raise StudyError(f"the masks in {checkpoint} are not the ones given: resume with Masks.load('{path}')")
+            if (mode := saved.provenance.get('mode')) != self.mode: raise StudyError(f"the training in {checkpoint} began in mode {mode!r}, not {self.mode.value!r}: it cannot resume in another")
             self.at_start = saved.provenance.get('at_start')
             if self.at_start and self.at_start['held_sha256'] != self._held_hash(): raise DamagedError(f"the frozen weights in {checkpoint} are not the pre-trained ones")
-        else:
-            warnings.warn(f"no masks in {checkpoint}: whether training began with these masks cannot be checked")
-            self._every_step = True   # the optimizer may remember gradients of pruned weights
+        else: warnings.warn(f"no masks in {checkpoint}: whether training began with these masks cannot be checked")
         if self.at_start is None: self.at_start = {**self.certify(model), 'held_sha256': self._held_hash()}
 
     def _held_hash(self):
@@ -111,8 +112,10 @@ class MaskCallback(TrainerCallback):
         if not self.exact: self._hold()
     def on_step_end(self, args, state, control, **kwargs):
         if self.exact and (self._every_step or control.should_save or control.should_evaluate or control.should_training_stop): self._hold()
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.exact: self._hold()
     def on_save(self, args, state, control, **kwargs):
-        if self.mode is not Mode.dense: Masks(self.masks, {**self.masks.provenance, 'at_start': self.at_start}).save(Path(args.output_dir)/f'checkpoint-{state.global_step}'/_MASKS_FILE)
+        if self.mode is not Mode.dense: Masks(self.masks, {**self.masks.provenance, 'mode': self.mode.value, 'at_start': self.at_start}).save(Path(args.output_dir)/f'checkpoint-{state.global_step}'/_MASKS_FILE)
     def on_train_end(self, args, state, control, **kwargs):
         if self.exact: self._hold()
         for h in self._hooks: h.remove()
@@ -121,7 +124,7 @@ class MaskCallback(TrainerCallback):
 def _moves_by_gradient_only(optimizer, mode):
     "Does this optimizer leave a weight in place, bit by bit, whose gradients were always zero?"
     inner = getattr(optimizer, 'optimizer', optimizer)   # accelerate wraps it
-    return isinstance(inner, (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)) and (mode is Mode.sparse or not any(g['weight_decay'] for g in inner.param_groups))
+    return isinstance(inner, (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)) and not inner.state and (mode is Mode.sparse or not any(g['weight_decay'] for g in inner.param_groups))
 
 # %% ../nbs/01b_transfer.ipynb #9bd58270
 _LATENT_FILE = 'latent.safetensors'
@@ -138,13 +141,15 @@ class QuantizeCallback(TrainerCallback):
 
     @torch.no_grad()
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if args.load_best_model_at_end: raise StudyError("load_best_model_at_end=True does not work with QuantizeCallback: the best model's latent weights would be lost (allowed: False)")
         self._weights = prunable(model, self.head, self.fresh)
         saved = Path(args.output_dir)/f'checkpoint-{state.global_step}'/_LATENT_FILE
         if state.global_step:
-            from safetensors.torch import load_file
+            from safetensors import safe_open
             if not saved.is_file(): raise DamagedError(f"{saved} is missing: training cannot resume from this checkpoint")
-            latent = load_file(saved)
-            self._latent = [latent[w.name].to(w.param) for w in self._weights]
+            with safe_open(saved, 'pt') as f:
+                if (grid := (f.metadata() or {}).get('grid')) != str(self.grid): raise StudyError(f"the training in {saved.parent} began with {grid}, not with {self.grid}: it cannot resume with another")
+                self._latent = [f.get_tensor(w.name).to(w.param) for w in self._weights]
         else:
             self._latent = [w.param.detach().clone() for w in self._weights]
         self._round(keep=True)
@@ -170,7 +175,7 @@ class QuantizeCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         from safetensors.torch import save
-        write_atomic((Path(args.output_dir)/f'checkpoint-{state.global_step}'/_LATENT_FILE, save({w.name: latent.contiguous() for w, latent in zip(self._weights, self._latent)})))
+        write_atomic((Path(args.output_dir)/f'checkpoint-{state.global_step}'/_LATENT_FILE, save({w.name: latent.contiguous() for w, latent in zip(self._weights, self._latent)}, metadata=dict(grid=str(self.grid)))))
 
     def on_train_end(self, args, state, control, **kwargs): self._round(keep=True)
 
@@ -264,6 +269,9 @@ class _Bench:
     evals: dict        # suffix -> tokenised
     precision: str
     scale: str
+    text: object = None   # `Calibration`, for methods that need it
+    @property
+    def fingerprints(self): return dict(model=self.source.fingerprint, data=self.data.fingerprint)
 
 def _scale(config, data, model_name, parameters):
     s, n = data.sizes, data.task.name
@@ -284,13 +292,17 @@ def _open(config):
     source = resolve_model(config.model)
     tokenizer = load_tokenizer(source)
     if config.max_length > tokenizer.model_max_length: raise StudyError(f"max_length={config.max_length} is more than {config.model} can read (allowed: at most {tokenizer.model_max_length})")
+    text = None
+    if 'calibration' in config.canonical():
+        if config.calibration_length > tokenizer.model_max_length: raise StudyError(f"calibration_length={config.calibration_length} is more than {config.model} can read (allowed: at most {tokenizer.model_max_length})")
+        text = load_text(tokenizer, config.calibration, windows=config.calibration_windows, length=config.calibration_length, seed=config.seed)
     train, *evals = [encode(rows, data.task.text, tokenizer, config.max_length) for rows in (data.train, *data.evals.values())]
-    return _Bench(source, data, tokenizer, train, dict(zip(data.evals, evals)), resolve_precision(config.precision), _scale(config, data, config.model, _count_parameters(source)))
+    return _Bench(source, data, tokenizer, train, dict(zip(data.evals, evals)), resolve_precision(config.precision), _scale(config, data, config.model, _count_parameters(source)), text)
 
 def _baseline(config, bench):
     "The dense record to compare with, if there is one of the same weights, data and arithmetic, device and torch version, and its items are there"
     record = find_record(config)
-    if record is None or record.get('fingerprints') != dict(model=bench.source.fingerprint, data=bench.data.fingerprint): return None
+    if record is None or record.get('fingerprints') != bench.fingerprints: return None
     then, now = record['environment'], {**environment(), 'precision': bench.precision}
     if any(then.get(k) != now.get(k) for k in ('precision', 'device')) or then['versions'].get('torch') != now['versions'].get('torch'): return None
     try: load_items(record)
@@ -330,7 +342,7 @@ def relative_to(dense:dict, metric:str, value:float, chance:float, items, dense_
 def _cell(config, record, bench, dense=None):
     "Prune, train, evaluate; fills the record and returns the items"
     task, reference = bench.data.task, config.recipe == 'reference'
-    record |= dict(scale=bench.scale, fingerprints=dict(model=bench.source.fingerprint, data=bench.data.fingerprint), sizes=bench.data.sizes, notes=list(bench.data.notes),
+    record |= dict(scale=bench.scale, fingerprints=bench.fingerprints, sizes=bench.data.sizes, notes=list(bench.data.notes),
                    origin=dict(model=bench.source.kind, data=bench.data.origin), environment=dict(precision=bench.precision))
     clock, timings = time.perf_counter(), record['timings']
     def lap(name):
@@ -363,6 +375,7 @@ def _cell(config, record, bench, dense=None):
     if callback: record['certificate'] = _certificates(trainer, callback)
     if config.mode == Mode.quantized: record['effective_bits'] = effective_bits(callback.quantized)
     if config.mode == Mode.sparse: record['effective_bits'] = effective_bits(callback.masks)
+    if config.mode not in (Mode.dense, Mode.quantized): record['masks'] = {k: v for k, v in callback.masks.provenance.items() if k != 'transposed'}
     if dense: record['relative'] = relative_to(dense, record['metric'], record['metrics'][record['metric']]['value'], record['metrics'][record['metric']]['chance'], items, load_items(dense))
     lap('certify_s')
     shutil.rmtree(folder, ignore_errors=True)
@@ -377,11 +390,11 @@ def _certificates(trainer, callback):
         return dict(pruning=brief(callback.at_start), evaluation=callback.certify(trainer.model), reloaded=brief(callback.certify(again)))
 
 def _masked(config, model, fresh, bench):
-    "The callback of a mode that prunes"
-    text = load_text(bench.tokenizer, config.calibration, windows=config.calibration_windows, length=config.calibration_length, seed=config.seed) if METHODS[config.method].statistic else None
+    "The callback of a mode that prunes; SparseGPT gives its mask only, the weights it would repair are trained instead"
+
     reference, nm = config.recipe == 'reference', config.pattern == 'nm'
     which = dict(n_kept=config.n_kept, m_group=config.m_group) if nm else dict(sparsity=config.sparsity, per=config.per)
-    masks = make_masks(model, config.method, config.pattern, **which, head=reference, fresh=fresh, rule='strict' if reference else 'exact', seed=config.seed, calibration=text, precision=bench.precision)
+    masks = make_masks(model, config.method, config.pattern, **which, head=reference, fresh=fresh, rule='strict' if reference else 'exact', seed=config.seed, calibration=bench.text, precision=bench.precision)
     return MaskCallback(masks, config.mode, exact=not reference)
 
 # %% ../nbs/01b_transfer.ipynb #9abf3e75

@@ -6,10 +6,11 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 
 from junkdna_nb.core import StudyError, load_items, load_runs
 from junkdna_nb.experiments import GlueConfig
-from junkdna_nb.models import load_classifier, load_tokenizer, resolve_model
+from junkdna_nb.models import load_classifier, load_tokenizer, resolve_model, resolve_precision
 from junkdna_nb.pruning import Masks, certify, make_masks, prunable
+from junkdna_nb.quantization import Grid
 from junkdna_nb.tasks import TASKS, load_task
-from junkdna_nb.transfer import MaskCallback, Mode, encode, fine_tune, last_checkpoint, resolve_precision, run
+from junkdna_nb.transfer import MaskCallback, Mode, QuantizeCallback, encode, fine_tune, last_checkpoint, run
 
 SMALL = dict(max_train=48, max_eval=40, epochs=2, max_length=24, batch_size=8)   # 6 steps an epoch
 
@@ -162,6 +163,38 @@ def test_resuming_with_other_masks_is_refused(bench, tmp_path):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
+def test_resuming_in_another_mode_or_on_another_grid_is_refused(bench, tmp_path):
+    trainer, *_ = stock_trainer(bench, tmp_path, "sparse_to_dense", save_strategy="steps", save_steps=3)
+    trainer.train()
+    other, *_ = stock_trainer(bench, tmp_path, "sparse", save_strategy="steps", save_steps=3)
+    with pytest.raises(StudyError, match="began in mode 'sparse_to_dense', not 'sparse'"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for grid in (Grid(3), Grid(2)):
+        trainer, *_ = stock_trainer(bench, tmp_path / "q", "dense", save_strategy="steps", save_steps=3)
+        trainer.add_callback(QuantizeCallback(grid))
+        if grid.bits == 3:
+            trainer.train()
+        else:
+            with pytest.raises(StudyError, match="bits=3.*cannot resume with another"):
+                trainer.train(resume_from_checkpoint=str(tmp_path / "q" / "checkpoint-3"))
+
+
+def test_an_optimizer_with_a_past_does_not_move_pruned_weights(bench, tmp_path):
+    "Trained dense first, then pruned: the moments of the pruned weights are not zero"
+    trainer, masks, callback, _ = stock_trainer(bench, tmp_path, "sparse", save_strategy="epoch")
+    trainer.remove_callback(callback)
+    trainer.train()
+    optimizer = trainer.optimizer.optimizer
+    masks = make_masks(trainer.model, sparsity=0.5)
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **_): seen.append(certify(model, masks)["violations"])
+    again = type(trainer)(trainer.model, trainer.args, train_dataset=trainer.train_dataset, data_collator=trainer.data_collator, callbacks=[MaskCallback(masks, "sparse"), Look()], optimizers=(optimizer, None))
+    again.train()
+    assert seen and not any(seen) and certify(again.model, masks)["violations"] == 0
+
+
 def test_masks_of_another_model_are_refused(bench, tmp_path):
     trainer, masks, *_ = stock_trainer(bench, tmp_path, "sparse")
     trainer.remove_callback(MaskCallback)
@@ -274,13 +307,13 @@ def test_all_nine_glue_tasks_run(runs, mirror, task):
 
 
 def test_modes_have_the_documented_names():
-    assert [m.value for m in Mode] == ["dense", "sparse", "dense_frozen", "sparse_to_dense"]
+    assert [m.value for m in Mode] == ["dense", "sparse", "dense_frozen", "sparse_to_dense", "quantized"]
     assert len(prunable(load_classifier(resolve_model("minilm"), 2, 0)[0])) == 36
 
 
 # ---- what a resumed or repeated training must not get wrong
 
-@pytest.mark.parametrize("mode", ["sparse_to_dense", "dense_frozen"])
+@pytest.mark.parametrize("mode", ["sparse_to_dense", "dense_frozen", "quantized"])
 def test_a_resumed_cell_certifies_the_start_of_training(runs, monkeypatch, mode):
     config = GlueConfig(**SMALL, mode=mode, sparsity=0.5, save_steps=3)
     from junkdna_nb import transfer
