@@ -112,7 +112,7 @@ def _strided(x, step, absolute):
 def _classify(x, absolute, brackets):
     "(levels kept by position, above, equal, set-aside scores, their positions) of one matrix"
     kept = torch.empty(x.shape, dtype=torch.uint8)
-    flat, equal, values, places = kept.numpy().reshape(-1), np.zeros(len(brackets), np.int64), [], []
+    flat, above, equal, values, places = kept.numpy().reshape(-1), np.zeros(len(brackets), np.int64), np.zeros(len(brackets), np.int64), [], []
     lows, highs = (np.array(b, np.float64 if x.dtype == torch.float64 else np.float32)[:, None] for b in zip(*brackets)) if brackets else (np.empty((0, 1)),)*2
     single = np.flatnonzero(lows == highs)
     longest = max(1, _BLOCK//max(1, x.shape[1]))*x.shape[1]
@@ -121,6 +121,7 @@ def _classify(x, absolute, brackets):
         if not math.isfinite(v.max(initial=0)) or not math.isfinite(v.min(initial=0)): raise StudyError("a weight is NaN or infinite; masks need finite weights")
         count, flags, reach = flat[at:at + len(v)], all_flags[:, :len(v)], all_reach[:len(v)]
         np.greater(v, highs, out=flags)
+        for i, f in enumerate(flags): above[i] += np.count_nonzero(f)
         np.add.reduce(flags.view(np.uint8), axis=0, out=count)
         np.greater_equal(v, lows, out=flags)
         for i in single:
@@ -129,7 +130,6 @@ def _classify(x, absolute, brackets):
         np.add.reduce(flags.view(np.uint8), axis=0, out=reach)
         aside = np.flatnonzero(np.not_equal(reach, count, out=flags[0]))
         values.append(v[aside]); places.append(aside + at)
-    above = np.array([np.count_nonzero(flat > i) for i in range(len(brackets))], np.int64)
     empty = np.empty(0, np.float32)
     return kept, above, equal, np.concatenate(values or [empty]), np.concatenate(places or [empty.astype(np.int64)])
 
