@@ -9,7 +9,7 @@ from tqdm import tqdm
 from junkdna_nb.core import environment
 
 HERE = Path(__file__).parent
-RUNS = [("masks.py",), ("masks.py", "--levels", "9"), ("nm.py",), ("keep.py",), ("finetune.py",), ("calibrated.py",)]
+RUNS = [("masks.py",), ("masks.py", "--levels", "9"), ("nm.py",), ("keep.py",), ("finetune.py", "--repeats", "2"), ("calibrated.py", "--repeats", "1")]
 rows = []
 for words in tqdm(RUNS, desc="benchmarks"):
     done = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True)
