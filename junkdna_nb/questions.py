@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RELATIONS', 'QUESTIONS', 'Question', 'normalize_answer', 'exact_match', 'answer_f1', 'QuestionTask', 'get_questions',
-           'QuestionData', 'load_questions']
+           'QuestionData', 'load_questions', 'with_options', 'demonstrations', 'with_passages', 'prompt']
 
 # %% ../nbs/00e_questions.ipynb #d6f7d13a
 import hashlib, json, os, re, string
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -228,3 +228,47 @@ def load_questions(name:str,
     chosen = tuple(order[:max_eval] if max_eval else order)
     digest = hashlib.sha256(json.dumps([[q.id, q.question, q.options, q.gold, q.answers, q.passage] for q in chosen]).encode()).hexdigest()
     return QuestionData(get_questions(name), chosen, tuple(sorted(shots, key=lambda q: q.id)), origin, notes, len(asked), digest)
+
+# %% ../nbs/00e_questions.ipynb #f7f4cf0d
+def with_options(question:Question,
+                 n:int,        # options
+                 seed:int=0,   # of the order in which they are shown
+    ) -> Question:
+    "The question with n of its options"
+    if not 2 <= n <= len(question.options): raise StudyError(f"n={n} options are impossible for question {question.id!r} (allowed: 2 to {len(question.options)})")
+    wrong = sorted((i for i in range(len(question.options)) if i != question.gold), key=lambda i: _rank('wrong', question.id, question.options[i]))
+    chosen = sorted([question.gold, *wrong[:n - 1]], key=lambda i: _rank('shown', str(seed), question.id, question.options[i]))
+    return replace(question, options=tuple(question.options[i] for i in chosen), gold=chosen.index(question.gold))
+
+def demonstrations(data:QuestionData, k:int, seed:int=0) -> tuple:
+    "The first k demonstrations in an order drawn by the seed"
+    if not 0 <= k <= len(data.shots): raise StudyError(f"k={k} demonstrations are impossible for task {data.task.name!r} (allowed: 0 to {len(data.shots)})")
+    return tuple(sorted(data.shots, key=lambda q: _rank('shot', str(seed), q.id))[:k])
+
+def with_passages(data:QuestionData, question:Question,
+                  n:int,             # passages of other questions
+                  position:float=0,  # of the right passage: 0 first, 1 last
+    ) -> tuple:                      # of passages
+    "The right passage among n others that do not contain the answer"
+    if not question.passage: raise StudyError(f"task {data.task.name!r} has no passages (allowed: a task such as squad)")
+    if not 0 <= position <= 1: raise StudyError(f"position={position!r} of the right passage is out of range (allowed: a number in [0, 1])")
+    answers = [f' {a} ' for a in map(normalize_answer, question.answers) if a]
+    others = {q.passage for q in data.asked + data.shots} - {question.passage}
+    found = []
+    for p in sorted(others, key=lambda p: _rank('passage', question.id, p)):
+        if len(found) == n: break
+        text = f' {normalize_answer(p)} '
+        if not any(a in text for a in answers): found.append(p)
+    if len(found) < n: raise StudyError(f"n={n} other passages are impossible for question {question.id!r} (allowed: at most {len(found)})")
+    at = round(position*n)
+    return (*found[:at], question.passage, *found[at:])
+
+def prompt(question:Question,
+           shots=(),        # of `Question`: demonstrations, answered
+           passages=None,   # instead of the question's own
+           book:bool=True,  # show passages at all
+    ) -> str:
+    "A plain prompt that ends where the answer begins; options are not listed, each is scored as the answer"
+    def one(q, passages): return ''.join(f'Passage: {p}\n' for p in passages if book and p) + f'Question: {q.question}\nAnswer:'
+    told = ''.join(f'{one(q, [q.passage])} {q.options[q.gold] if q.options else q.answers[0]}\n\n' for q in shots)
+    return told + one(question, [question.passage] if passages is None else passages)

@@ -9,7 +9,7 @@ from transformers import (BloomConfig, BloomForCausalLM, Gemma3ForCausalLM, Gemm
 
 from junkdna_nb.core import StudyError
 from junkdna_nb.models import load_decoder, load_tokenizer, resolve_model
-from junkdna_nb.questions import QUESTIONS, Question, answer_f1, exact_match, load_questions, normalize_answer
+from junkdna_nb.questions import QUESTIONS, Question, answer_f1, demonstrations, exact_match, load_questions, normalize_answer, prompt, with_options, with_passages
 from junkdna_nb.scoring import SCORES, Request, Scorer, make_request, score_options
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50)
@@ -160,6 +160,43 @@ def test_hub_questions_are_read_from_the_mirror(mirror, name):
         assert {len(q.options) for q in data.asked} == {3, 4, 5} and {q.chance for q in data.asked} == {1 / 3, 1 / 4, 1 / 5}
     if name == "squad":
         assert all(any(a in q.passage for a in q.answers) for q in data.asked)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=3, max_size=9, unique=True), st.data())
+def test_options_are_nested_and_keep_their_order(texts, draw):
+    gold, seed = draw.draw(st.integers(0, len(texts) - 1)), draw.draw(st.integers(0, 5))
+    q, smaller = Question("q", "?", tuple(texts), gold), ()
+    for n in range(2, len(texts) + 1):
+        varied = with_options(q, n, seed)
+        assert len(set(varied.options)) == n and varied.options[varied.gold] == texts[gold] and varied.chance == 1 / n
+        assert [o for o in varied.options if o in smaller] == list(smaller)   # what was there is there, in the same order
+        assert set(with_options(q, n, seed + 1).options) == set(varied.options)   # the seed turns the order only
+        smaller = varied.options
+
+
+def test_demonstrations_are_nested_and_never_asked():
+    data = load_questions("facts", max_eval=50)
+    for seed in range(3):
+        eight = demonstrations(data, 8, seed)
+        assert demonstrations(data, 4, seed) == eight[:4] and not {q.id for q in eight} & {q.id for q in load_questions("facts").asked}
+        assert prompt(data.asked[0], eight[:2]) in prompt(data.asked[0], (eight[7],) + eight[:2])
+    assert demonstrations(data, 8, 0) != demonstrations(data, 8, 1)
+
+
+def test_other_passages_never_hold_the_answer(mirror):
+    data = load_questions("squad", max_eval=15)
+    for q in data.asked:
+        before = set()
+        for n in (0, 1, 4, 9):
+            for position, at in ((0, 0), (1, n), (0.5, round(n / 2))):
+                passages = with_passages(data, q, n, position)
+                assert len(passages) == n + 1 and passages[at] == q.passage
+            others = set(passages) - {q.passage}
+            assert before <= others and len(others) == n
+            assert not any(f" {normalize_answer(a)} " in f" {normalize_answer(p)} " for p in others for a in q.answers)
+            before = others
+    assert "Passage" not in prompt(q, book=False) and prompt(q, passages=passages).count("Passage: ") == 10
 
 
 def test_a_question_must_be_answerable():
