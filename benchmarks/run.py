@@ -15,7 +15,7 @@ for words in tqdm(RUNS, desc="benchmarks"):
     done = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
-    rows.append((" ".join(words), done.stdout.strip().splitlines()))
+    rows.append((" ".join(words), [line for line in done.stdout.strip().splitlines() if "step/s" not in line and line]))   # no progress bars
 
 env = environment()
 lines = [f"# Benchmarks, {date.today()}", "",
