@@ -6,10 +6,11 @@ pruned weights agree: exactly for Wanda; for SparseGPT at least 99 % of the zero
 Peak memory is what the process gained while pruning, masks apart; the sizes of the text's hidden states, of the largest Hessian and of the model are printed for comparison.
 """
 import torch
-from common import Peak, arguments, closing, interleaved
+from common import arguments, closing, interleaved
 from torch import nn
 
 from junkdna_nb.calibration import load_text
+from junkdna_nb.compress import PeakMemory
 from junkdna_nb.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
 from junkdna_nb.pruning import make_masks, prune_count
 
@@ -107,7 +108,7 @@ for name, theirs in dict(wanda=wanda, sparsegpt=sparsegpt).items():
         model = load_decoder(source)
         for p in model.parameters():   # a loaded file is only mapped; its pages would be counted when they are changed
             p.data = p.data.clone()
-        with Peak() as peak:
+        with PeakMemory() as peak:
             masks = make_masks(model, name, **how, calibration=text, precision=precision, apply=True)
         gained = peak.most - sum(m.numel() for m in masks.values())
         expected = straightforward(theirs, how)

@@ -1,12 +1,9 @@
-"What the benchmarks share: interleaved timing, peak memory, the shapes of roberta-large's encoder, and the closing line."
+"What the benchmarks share: interleaved timing, the shapes of roberta-large's encoder, and the closing line."
 import argparse
 import gc
-import os
 import statistics
 import sys
-import threading
 import time
-from pathlib import Path
 
 import torch
 
@@ -41,29 +38,6 @@ def interleaved(contenders, repeats, once=()):
             del result
             print(f"round {round + 1}: {name} {times[name][-1]:.3f} s", file=sys.stderr, flush=True)
     return {name: statistics.median(t) for name, t in times.items()}
-
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-class Peak:
-    "Largest resident memory inside the block, above what was there at its start, in bytes; read every 2 ms"
-    def __enter__(self):
-        gc.collect()
-        self.start, self.most, self.stop = resident(), 0, threading.Event()
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def _watch(self):
-        while not self.stop.wait(0.002):
-            self.most = max(self.most, resident() - self.start)
-
-    def __exit__(self, *_):
-        self.most = max(self.most, resident() - self.start)
-        self.stop.set()
-        self.thread.join()
 
 
 def closing(**values):

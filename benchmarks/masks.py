@@ -3,9 +3,10 @@
 The anchors are re-implementations of the described method: concatenate all magnitudes, sort them fully, compare.
 """
 import torch
-from common import Peak, arguments, closing, encoder_weights, interleaved
+from common import arguments, closing, encoder_weights, interleaved
 from torch import nn
 
+from junkdna_nb.compress import PeakMemory
 from junkdna_nb.pruning import nested_smallest, prune_count, smallest
 
 args = arguments(levels=1, layers=24, anchors=1)
@@ -40,7 +41,7 @@ def levels(sparsities): return nested_smallest(weights, [prune_count(n, s) for s
 
 
 if args.levels == 1:
-    with Peak() as peak:   # first of all, while no freed memory can be used again unseen
+    with PeakMemory() as peak:   # first of all, while no freed memory can be used again unseen
         masks = ours()
     extra = (peak.most - n) / (4 * n)   # beyond the weights and the masks, one byte each
 

@@ -72,11 +72,12 @@ class GlueConfig(Config):
 
     def canonical(self):
         fields = super().canonical() | dict(granularity=self.per)
-        if Path(self.calibration).is_file(): fields['calibration'] = 'sha256:' + sha256_file(Path(self.calibration))   # the text counts, not where it lies
+
         unstructured, nm, text = ('sparsity', 'granularity'), ('n_kept', 'm_group'), ('calibration', 'calibration_windows', 'calibration_length')
         prunes, rounds = self.mode not in ('dense', 'quantized'), self.mode == 'quantized'
         unused = [*(() if rounds else ('bits', 'group_size', 'symmetric')), *((nm if self.pattern == 'unstructured' else unstructured) if prunes else ('method', 'pattern', *unstructured, *nm)),
                   *(() if prunes and self.method in CALIBRATED else text)]
+        if 'calibration' not in unused and Path(self.calibration).is_file(): fields['calibration'] = 'sha256:' + sha256_file(Path(self.calibration))   # the text counts, not where it lies
         return {k: v for k, v in fields.items() if k not in unused}
 
     @property

@@ -16,7 +16,7 @@ from junkdna_nb.calibration import Calibration, documents, load_text, perplexity
 from junkdna_nb.compress import compress, effective_bits
 from junkdna_nb.core import StudyError
 from junkdna_nb.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
-from junkdna_nb.pruning import Masks, Target, certify, erk_counts, inverse_factor, make_masks, prunable, prune_count, sparsegpt, wanda
+from junkdna_nb.pruning import Masks, Target, erk_counts, inverse_factor, make_masks, prunable, prune_count, sparsegpt, wanda
 from junkdna_nb.quantization import Grid, gptq, quantize, quantize_
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50)
