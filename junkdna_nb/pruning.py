@@ -70,7 +70,7 @@ def prune_count(n:int,             # number of weights
     return math.floor(Fraction(str(float(sparsity)))*n + Fraction(1, 2))
 
 # %% ../nbs/01_pruning.ipynb #18fff9cd
-_BLOCK, _SAMPLE, _ASIDE = 1 << 17, 1 << 20, 0.05   # scores per block; scores in the sample; largest share set aside
+_BLOCK, _SAMPLE, _ASIDE = 1 << 18, 1 << 20, 0.05   # scores per block; scores in the sample; largest share set aside
 
 def _blocks(x, absolute):
     "Consecutive row blocks of a matrix: (flat position, scores as a flat float32 or float64 array that is overwritten by the next block)"
@@ -91,7 +91,7 @@ def _brackets(scores, ks, n, absolute):
     m, bounds = len(sample), []
     for k in ks:
         q = k/n
-        d = 4.5*math.sqrt(q*(1 - q)/m) + 2/m
+        d = 4*math.sqrt(q*(1 - q)/m) + 2/m
         bounds.append((max(0, math.floor((q - d)*m)), min(m - 1, math.ceil((q + d)*m))))
     sample.sort()
     out = []
@@ -110,28 +110,30 @@ def _strided(x, step, absolute):
 
 # %% ../nbs/01_pruning.ipynb #4e63dbb9
 def _classify(x, absolute, brackets):
-    "(levels kept by position, above, equal, set-aside scores, their positions) of one matrix"
+    "(levels kept by position, above, equal, set-aside scores, their positions, the first level whose bracket holds them and the first whose does not) of one matrix"
+    as_score = np.float64 if x.dtype == torch.float64 else np.float32
     kept = torch.empty(x.shape, dtype=torch.uint8)
     flat, above, equal, values, places = kept.numpy().reshape(-1), np.zeros(len(brackets), np.int64), np.zeros(len(brackets), np.int64), [], []
-    lows, highs = (np.array(b, np.float64 if x.dtype == torch.float64 else np.float32)[:, None] for b in zip(*brackets)) if brackets else (np.empty((0, 1)),)*2
-    single = np.flatnonzero(lows == highs)
+    first, last = [], []
+    brackets = [(as_score(lo), as_score(hi)) for lo, hi in brackets]
     longest = max(1, _BLOCK//max(1, x.shape[1]))*x.shape[1]
-    all_flags, all_reach = np.empty((len(brackets), longest), bool), np.empty(longest, np.uint8)
+    buffers = np.empty((3, longest), np.uint8)
     for at, v in _blocks(x, absolute):
-        if not math.isfinite(v.max(initial=0)) or not math.isfinite(v.min(initial=0)): raise StudyError("a weight is NaN or infinite; masks need finite weights")
-        count, flags, reach = flat[at:at + len(v)], all_flags[:, :len(v)], all_reach[:len(v)]
-        np.greater(v, highs, out=flags)
-        for i, f in enumerate(flags): above[i] += np.count_nonzero(f)
-        np.add.reduce(flags.view(np.uint8), axis=0, out=count)
-        np.greater_equal(v, lows, out=flags)
-        for i in single:
-            equal[i] += np.count_nonzero(v == lows[i])
-            np.greater(v, highs[i], out=flags[i])
-        np.add.reduce(flags.view(np.uint8), axis=0, out=reach)
-        aside = np.flatnonzero(np.not_equal(reach, count, out=flags[0]))
-        values.append(v[aside]); places.append(aside + at)
-    empty = np.empty(0, np.float32)
-    return kept, above, equal, np.concatenate(values or [empty]), np.concatenate(places or [empty.astype(np.int64)])
+        if not math.isfinite(v.max(initial=0)) or not (absolute or math.isfinite(v.min(initial=0))): raise StudyError("a weight is NaN or infinite; masks need finite weights")
+        count, (reach, same, flag) = flat[at:at + len(v)], buffers[:, :len(v)]
+        for a in (count, reach, same): a.fill(0)
+        for i, (lo, hi) in enumerate(brackets):   # one buffer for all levels: it stays in the processor's cache
+            above[i] += np.count_nonzero(np.greater(v, hi, out=flag.view(bool)))
+            count += flag
+            np.greater_equal(v, lo, out=flag.view(bool))
+            reach += flag
+            if lo == hi:   # counted, not set aside
+                equal[i] += np.count_nonzero(np.equal(v, lo, out=flag.view(bool)))
+                same += flag
+        aside = np.flatnonzero(np.not_equal(np.subtract(reach, same, out=same), count, out=flag.view(bool)))
+        values.append(v[aside]); places.append(aside + at); first.append(count[aside]); last.append(reach[aside])
+    joined = [np.concatenate(x or [np.empty(0, t)]) for x, t in ((values, v.dtype if values else np.float32), (places, np.int64), (first, np.uint8), (last, np.uint8))]
+    return kept, above, equal, *joined
 
 def _exact_value(scores, k, absolute):
     "The k-th smallest score (k >= 1), by histograms of its bits, 16 at a time from the top"
@@ -163,34 +165,40 @@ def nested_smallest(scores:list,        # of (outputs, inputs) tensors on any de
     found = {0: (-np.inf, -np.inf, 0), n: (np.inf, np.inf, 0)} | dict(zip(inner, _brackets(scores, inner, n, absolute) if inner else []))
     brackets = [found[k][:2] if found[k][2] <= _ASIDE or n <= _SAMPLE else (_exact_value(scores, k, absolute),)*2 for k in ks]
     while True:
-        with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool: parts = list(pool.map(lambda s: _classify(s, absolute, brackets), scores))
+        parts = _in_threads(lambda s: _classify(s, absolute, brackets), scores)
         above, equal = (sum((p[j] for p in parts), np.zeros(len(ks), np.int64)) for j in (1, 2))
-        values = np.concatenate([p[3] for p in parts]) if parts else np.empty(0)
-        missed = [i for i, k in enumerate(ks) if 0 < k < n and not above[i] <= n - k <= above[i] + (equal[i] or _between(values, *brackets[i]).sum())]
+        values, first, last = (np.concatenate([p[j] for p in parts] or [np.empty(0)]) for j in (3, 5, 6))
+        held = _in_threads(lambda i: np.flatnonzero((first <= i) & (last > i)) if brackets[i][0] != brackets[i][1] else np.empty(0, np.intp), range(len(ks)))   # of the set aside, those inside each bracket
+        missed = [i for i, k in enumerate(ks) if 0 < k < n and not above[i] <= n - k <= above[i] + (equal[i] or len(held[i]))]
         if not missed: break
         for i in missed: brackets[i] = (_exact_value(scores, ks[i], absolute),)*2
-    with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool:
-        settled = list(pool.map(lambda i: _threshold(n, ks[i], brackets[i], above[i], equal[i], values), range(len(ks))))
-    keep, flag = np.zeros(len(values), np.uint8), np.empty(len(values), bool)
-    for (lo, hi), (t, pruned, equals) in zip(brackets, settled):
-        np.add(keep, np.greater(values, t, out=flag).view(np.uint8), out=keep)
-        if lo != hi and pruned < equals: keep[np.flatnonzero(np.equal(values, t, out=flag))[pruned:]] += 1
+    settled, kept_of = zip(*_in_threads(lambda i: _settle(n, ks[i], brackets[i], above[i], equal[i], values[held[i]], held[i]), range(len(ks)))) if ks else ((), ())
+    keep = first.astype(np.uint8)   # the levels whose brackets lie below keep it
+    for at in kept_of: keep[at] += 1
     start = 0
-    for kept, _, _, v, places in parts:
+    for kept, _, _, v, places, *_ in parts:
         kept.numpy().reshape(-1)[places] = keep[start:start + len(v)]
         start += len(v)
     for (lo, hi), (t, pruned, equals) in zip(brackets, settled):
         if lo == hi and pruned < equals: _keep_ties(parts, scores, absolute, t, pruned)
     return [p[0] for p in parts], [t for t, _, _ in settled], [equals if 0 < pruned < equals else 0 for _, pruned, equals in settled]
 
-def _between(values, lo, hi): return (values >= lo) & (values <= hi)
+def _in_threads(function, items):
+    with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool: return list(pool.map(function, items))
 
-def _threshold(n, k, bracket, above, equal, values):
+def _settle(n, k, bracket, above, equal, values, places):
+    "Of one level: what `_threshold` says, and the places it keeps among those inside its bracket"
+    t, pruned, equals = _threshold(n, k, bracket, above, equal, values)
+    if bracket[0] == bracket[1]: return (t, pruned, equals), places
+    kept = values > t
+    if pruned < equals: kept[np.flatnonzero(values == t)[pruned:]] = True
+    return (t, pruned, equals), places[kept]
+
+def _threshold(n, k, bracket, above, equal, c):
     "Of one level: (threshold; of the scores equal to it, how many are pruned; how many there are)"
     if k in (0, n): return (-np.inf if k == 0 else np.inf), 0, 0
     spare = n - k - int(above)                    # to be kept of those not above the bracket
     if bracket[0] == bracket[1]: return bracket[0], int(equal) - spare, int(equal)
-    c = values[_between(values, *bracket)]
     prune = len(c) - spare
     if prune == 0: return np.nextafter(bracket[0], -np.inf, dtype=c.dtype), 0, 0   # all inside the bracket are kept
     t = np.partition(c, prune - 1)[prune - 1]
