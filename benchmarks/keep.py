@@ -18,7 +18,7 @@ from junkdna_nb.pruning import make_masks
 args = arguments(size="minilm,large", repeats=24)   # a third of them for the large model
 sizes = dict(minilm=dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
              large=dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096))
-spent, unmasked = 0.0, transfer._mask_gradient
+spent, ours_in_turn, unmasked = 0.0, True, transfer._mask_gradient
 
 
 def timed(run):
@@ -30,7 +30,12 @@ def timed(run):
     return wrapper
 
 
-transfer._mask_gradient = lambda keep: timed(unmasked(keep))
+def mask_gradient(keep):
+    masked = timed(unmasked(keep))
+    return lambda p: masked(p) if ours_in_turn else None
+
+
+transfer._mask_gradient = mask_gradient
 
 
 class Arguments:
@@ -65,19 +70,13 @@ for size in args.size.split(","):
             optimizer.zero_grad()
             return time.perf_counter() - start, spent
 
+        callback = transfer.MaskCallback(masks, mode)
+        callback.on_train_begin(Arguments, TrainerState(), TrainerControl(), model=model, optimizer=optimizer)
         times = dict(ours=[], authors=[])
         for repeat in range(args.repeats // (3 if size == "large" else 1) + 1):
-            callback = transfer.MaskCallback(masks, mode)
-            callback.at_start = {}   # certified once is enough here
-            callback.on_train_begin(Arguments, TrainerState(), TrainerControl(), model=model, optimizer=optimizer)
-            if repeat == 0:
-                callback._start(model, params, None)
-            elif mode == "dense_frozen":
-                callback.pretrained = pretrained
-            pretrained = callback.pretrained
+            ours_in_turn = True
             ours = step(lambda: callback.on_step_end(None, None, TrainerControl()))
-            for hook in callback._hooks:
-                hook.remove()
+            ours_in_turn = False
             theirs = step(authors)
             if repeat:   # the first is warm-up
                 times["ours"].append(ours)
@@ -86,5 +85,7 @@ for size in args.size.split(","):
         theirs, name = statistics.median(t[1] for t in times["authors"]), f"{size}_{mode}"
         results |= {f"speedup_{name}": theirs / kept, f"share_{name}": kept / whole}
         print(f"{name:22} ours {1e3 * kept:.1f} ms, authors {1e3 * theirs:.1f} ms, whole step {1e3 * whole:.0f} ms", flush=True)
+        for hook in callback._hooks:
+            hook.remove()
         del model, optimizer, params, callback, masks, float_masks, state
 closing(speedup=min(v for k, v in results.items() if k.startswith("speedup")), share_of_step=max(v for k, v in results.items() if k.startswith("share")), **results)
