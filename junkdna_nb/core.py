@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'SCHEMA_VERSION', 'StudyError', 'DamagedError', 'nearest', 'param', 'Config', 'project_root', 'cache_dir',
            'runs_dir', 'temporary_for', 'remove_stale', 'write_atomic', 'check_writable', 'seed_everything',
            'environment', 'resident_memory', 'peak_memory', 'sha256_file', 'save_record', 'load_record', 'load_items',
-           'find_record', 'load_runs', 'run_recorded', 'in_test', 'rehearsal']
+           'find_record', 'find_baseline', 'load_runs', 'load_levels', 'run_recorded', 'in_test', 'rehearsal']
 
 # %% ../nbs/00_core.ipynb #0d11148c
 import contextlib, dataclasses, difflib, hashlib, json, os, platform, re, resource, subprocess, sys, tempfile, time, traceback, warnings
@@ -321,6 +321,19 @@ def find_record(config:Config) -> dict | None:
             record = load_record(path)
             if record['status'] == 'ok': return record
 
+def find_baseline(config:Config,      # of the dense run
+                  fingerprints:dict,  # of weights and data
+                  precision:str,      # of the arithmetic
+    ) -> dict | None:
+    "The record to compare with, if there is one of the same weights, data and arithmetic, device and torch version, and its items are there"
+    record = find_record(config)
+    if record is None or record.get('fingerprints') != fingerprints: return None
+    then, now = record['environment'], {**environment(), 'precision': precision}
+    if any(then.get(k) != now.get(k) for k in ('precision', 'device')) or then['versions'].get('torch') != now['versions'].get('torch'): return None
+    try: load_items(record)
+    except StudyError: return None
+    return record
+
 def _row(r):
     "The most used fields of a record, flat"
     row = {**{k: None if k in r.get('unused', ()) else v for k, v in r['config'].items()}, **{k: r[k] for k in ('experiment', 'name', 'digest', 'status', 'path')}}
@@ -342,6 +355,17 @@ def load_runs(experiment:str=None,  # notebook name, e.g. '02_glue'; all if None
         try: rows.append(_row(r))
         except (AttributeError, TypeError, KeyError, ValueError) as e: warnings.warn(f"skipped: record {r['path']} is not valid: {type(e).__name__}: {e}", stacklevel=2)
     return pd.DataFrame(rows)
+
+def load_levels(experiment:str,     # notebook name, e.g. '03_options'
+    ):                              # DataFrame, one row per record and level of its axis: the record's parameters and the level's scores
+    "All successful records of an experiment that varies one thing, level by level"
+    import pandas as pd
+    rows = []
+    for r in _records(experiment):
+        if r['status'] != 'ok': continue
+        rows += [{**{k: None if k in r.get('unused', ()) else v for k, v in r['config'].items()}, **{k: r[k] for k in ('name', 'digest', 'path', 'scale', 'fingerprints')}, **level} for level in r['levels']]
+    return pd.DataFrame(rows)
+
 
 # %% ../nbs/00_core.ipynb #6fe80b3f
 def run_recorded(config:Config,  # names and is stored in the record

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'quiet', 'ModelSource', 'resolve_model', 'load_tokenizer',
-           'load_decoder', 'load_classifier', 'resolve_precision']
+           'load_decoder', 'load_classifier', 'resolve_precision', 'cast_', 'count_parameters']
 
 # %% ../nbs/00a_models.ipynb #0e77e7f6
 import contextlib, hashlib, os, re, shutil, zipfile
@@ -197,3 +197,17 @@ def resolve_precision(asked:str='auto'  # 'auto', 'bf16' or 'fp32'
     if torch.cuda.is_available(): return 'bf16' if torch.cuda.is_bf16_supported() else 'fp32'
     flags = [getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')]
     return 'bf16' if any(flags) else 'fp32'
+
+def cast_(model, dtype):
+    "Cast a model's parameters in place; buffers, such as the frequencies of rotary positions, keep their precision"
+    for p in model.parameters(): p.data = p.data.to(dtype)
+    return model
+
+def count_parameters(source:ModelSource) -> int:
+    "Numbers in a model's weight files"
+    import math
+    from safetensors import safe_open
+    total = 0
+    for f in source.folder.glob('*.safetensors'):
+        with safe_open(f, 'pt') as t: total += sum(math.prod(t.get_slice(k).get_shape()) for k in t.keys())
+    return total

@@ -7,11 +7,14 @@ __all__ = ['SCORES', 'Request', 'Scored', 'make_request', 'Scorer', 'score_optio
 
 # %% ../nbs/01c_scoring.ipynb #14964c1c
 from dataclasses import dataclass
+from functools import lru_cache
+import os
 
 import numpy as np
 import torch
 
 from .core import StudyError
+from .models import cast_
 
 # %% ../nbs/01c_scoring.ipynb #3735ec2c
 @dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Scored:
     @property
     def total(self) -> float: return float(self.log_probabilities.sum())
 
-def make_request(tokenizer, context:str, continuation:str) -> Request:
+def make_request(tokenizer, context:str, continuation:str,
+                 rendered:bool=False,   # the context is a rendered chat template: it holds the special tokens and ends where the answer begins
+    ) -> Request:
     "A context and its continuation as tokens"
     if not continuation.strip(): raise StudyError(f"continuation={continuation!r} is empty: there is nothing to score")
-    bare = context.rstrip()
+    bare = context if rendered else context.rstrip()
     whole, continuation = context + continuation, context[len(bare):] + continuation
-    both, before = tokenizer(whole)['input_ids'], tokenizer(bare)['input_ids']
+    both, before = (tokenizer(text, add_special_tokens=not rendered)['input_ids'] for text in (whole, bare))
     if not before:   # no context: condition on the token that begins a text
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None: raise StudyError("the context is empty and the tokenizer has no token that begins a text")
@@ -76,13 +81,21 @@ class _Tree:
             if p >= 0: sees[i] |= sees[p]
         return sees
 
+def _token_bytes(model, seen):
+    "Memory of a token that sees so many, upper estimate: keys and values, activations, attention"
+    c, size = model.config.get_text_config(), next(model.parameters()).dtype.itemsize
+    hidden, heads, layers = (getattr(c, name, None) or usual for name, usual in (('hidden_size', 1024), ('num_attention_heads', 16), ('num_hidden_layers', 24)))
+    return seen*(1 + size + (4*heads if model.config._attn_implementation == 'eager' else 0)) + size*(2*layers*hidden + 8*hidden + 4*(getattr(c, 'intermediate_size', None) or 4*hidden))
+
 class Scorer:
     "Log-likelihoods of requests under one model, which must not change meanwhile"
-    def __init__(self, model, row_tokens:int=1024,   # new tokens computed together
-                 share:bool=None):   # merge beginnings? None: if the model does it right
-        self.model, self.row_tokens = model.eval(), row_tokens
+    def __init__(self, model, row_tokens:int=None,   # new tokens computed together; None: as many as fit
+                 share:bool=None,         # merge beginnings? None: if the model does it right
+                 memory:int=1 << 30):     # bytes that a row may take beside the model
+        self.model = model.eval()
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self.room = getattr(model.config, 'max_position_embeddings', None) or 10**9
+        self.row_tokens = row_tokens or next((n for n in (4096, 2048, 1024, 512, 256, 128) if self.row_bytes(n) <= memory), 64)
         self.computed = 0   # tokens that went through the model
         self.share = self._shares() if share is None else share
 
@@ -93,27 +106,43 @@ class Scorer:
         probe = [Request(tuple(t[:6]), tuple(t[6:9])), Request(tuple(t[:6]), tuple(t[9:11])), Request(tuple(t[:4] + t[11:15]), tuple(t[15:18])), Request(tuple(t[:4] + t[11:15]), (t[15], t[20]))]
         if getattr(self.model.config, 'sliding_window', None): return False
         one = lambda share: np.concatenate([r.log_probabilities for r in Scorer(self.model, share=share).score(probe)])
-        try: merged = one(True)
+        cast_(self.model, torch.float32)   # half precision would blur the comparison; there and back loses nothing
+        try: return bool(np.allclose(one(True), one(False), atol=1e-3))
         except (TypeError, ValueError, RuntimeError, AttributeError): return False
-        return bool(np.allclose(merged, one(False), atol=1e-3 if self.dtype == torch.float32 else 0.1))
+        finally: cast_(self.model, self.dtype)
 
-    def score(self, requests:list  # of `Request`
-        ) -> list:                 # of `Scored`, in the same order
+    def row_bytes(self, n:int) -> int:
+        "Memory of a row of n new tokens behind a trunk as long, every token scored: an upper estimate"
+        return 2*n*_token_bytes(self.model, 2*n) + n*self.model.get_input_embeddings().num_embeddings*(8 + self.dtype.itemsize)
+
+    def score(self, requests:list,     # of `Request`
+              progress:str='',         # label of a progress bar; none if empty
+        ) -> list:                     # of `Scored`, in the same order
         "Log-likelihoods of the continuations"
+        from tqdm import tqdm
         for r in requests:
             if len(r.context) + len(r.continuation) > self.room:
                 raise StudyError(f"a prompt of {len(r.context) + len(r.continuation)} tokens is longer than the model's context (allowed: at most {self.room})")
         out, cache, trunk = [None]*len(requests), None, ()
         whole = [r.context + r.continuation for r in requests]
         order = sorted(range(len(requests)), key=lambda i: whole[i])
-        rows = self._rows(order, whole, requests)
-        for start, members in rows:
-            if self.share: cache, trunk = self._trunk(cache, trunk, whole[members[0]][:start])
-            tree = _Tree(start)
-            paths = {i: tree.add(whole[i][:-1]) for i in members}
-            scored = self._run(tree, cache, [(paths[i][len(requests[i].context) - 1 - start:], requests[i].continuation) for i in members])
-            for i, result in zip(members, scored): out[i] = result
-            if cache is not None: _crop(cache, len(trunk))
+        bar = tqdm(total=len(order), desc=progress, unit='option', ncols=88, mininterval=2, disable=not progress)
+        while order:
+            for start, members in self._rows(order, whole, requests):
+                try:
+                    if self.share: cache, trunk = self._trunk(cache, trunk, whole[members[0]][:start])
+                    tree = _Tree(start)
+                    paths = {i: tree.add(whole[i][:-1]) for i in members}
+                    scored = self._run(tree, cache, [(paths[i][len(requests[i].context) - 1 - start:], requests[i].continuation) for i in members])
+                except (MemoryError, RuntimeError) as e:   # smaller rows, as long as there can be any
+                    if len(members) == 1 or 'memory' not in str(e).lower(): raise
+                    self.row_tokens, cache, trunk = max(1, min(self.row_tokens, len(tree.tokens))//2), None, ()
+                    break
+                for i, result in zip(members, scored): out[i] = result
+                if cache is not None: _crop(cache, len(trunk))
+                bar.update(len(members))
+            order = [i for i in order if out[i] is None]
+        bar.close()
         return out
 
     def _rows(self, order, whole, requests):
@@ -180,14 +209,17 @@ def score_options(scorer:Scorer, tokenizer,
                   options:list,       # for each question, the texts that may follow, a leading space included
                   golds:list,         # for each question, which option is right
                   empty:str='Answer:',  # the prompt without a question
+                  rendered:bool=False,  # prompts are rendered chat templates
+                  progress:str='',      # label of a progress bar
     ) -> list:                        # for each question: dict of `log_likelihoods`, `tokens`, `greedy`, and for each of `SCORES` a dict of scores, chosen, correct, margin
     "Score every option of every question"
     for i, (o, g) in enumerate(zip(options, golds, strict=True)):
         if len(o) < 2: raise StudyError(f"question {i} has {len(o)} options (allowed: at least 2)")
         if not 0 <= g < len(o): raise StudyError(f"gold={g} of question {i} is out of range (allowed: 0 to {len(o) - 1})")
     distinct = list(dict.fromkeys(text for o in options for text in o))
-    asked = [make_request(tokenizer, c, text) for c, o in zip(contexts, options, strict=True) for text in o]
-    scored = iter(scorer.score(asked + [make_request(tokenizer, empty, text) for text in distinct]))
+    request = lru_cache(None)(lambda c, text: make_request(tokenizer, c, text, rendered))
+    asked = [request(c, text) for c, o in zip(contexts, options, strict=True) for text in o]
+    scored = iter(scorer.score(asked + [request(empty, text) for text in distinct], progress))
     given = [[next(scored) for _ in o] for o in options]
     without = dict(zip(distinct, (r.total for r in scored)))
     out = []
@@ -217,20 +249,35 @@ def compare_choices(first:list, second:list,   # of `score_options`, on the same
 # %% ../nbs/01c_scoring.ipynb #beb8a18a
 @torch.no_grad()
 def generate_answers(model, tokenizer, contexts:list,   # prompts
-                     max_tokens:int=16,   # of an answer
-                     batch_size:int=16) -> list:   # of texts, in the same order
+                     max_tokens:int=16,     # of an answer
+                     memory:int=1 << 30,    # bytes that a batch may take beside the model
+                     rendered:bool=False,   # prompts are rendered chat templates
+                     progress:str='',       # label of a progress bar
+    ) -> list:                              # of texts, in the same order
     "Greedy answers, to the end of the line"
+    import copy
+    from tqdm import tqdm
+    from transformers import DynamicCache
     room = getattr(model.config, 'max_position_embeddings', None) or 10**9
-    ids, out = [tokenizer(c)['input_ids'] for c in contexts], [None]*len(contexts)
+    ids, out = [tokenizer(c, add_special_tokens=not rendered)['input_ids'] for c in contexts], [None]*len(contexts)
     longest = max(map(len, ids), default=0)
     if longest + max_tokens > room: raise StudyError(f"a prompt of {longest} tokens leaves no room for {max_tokens} more in the model's context (allowed: at most {room} together)")
-    pad, device = tokenizer.pad_token_id or 0, next(model.parameters()).device
+    pad, device, cache = tokenizer.pad_token_id or 0, next(model.parameters()).device, None
+    trunk = min(len(os.path.commonprefix(ids)), min(map(len, ids), default=0) - 1)   # what all prompts begin with
+    if trunk >= 16 and len(ids) > 1 and type(model(input_ids=torch.tensor([ids[0][:2]], device=device), use_cache=True).get('past_key_values')) is DynamicCache:
+        cache = DynamicCache(config=model.config)
+        model(input_ids=torch.tensor([ids[0][:trunk]], device=device), past_key_values=cache, use_cache=True)
+    else: trunk = 0
+    batch_size = max(1, min(32, memory//max(1, (longest + max_tokens)*_token_bytes(model, longest + max_tokens))))
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    for a in range(0, len(order), batch_size):
+    for a in tqdm(range(0, len(order), batch_size), desc=progress, unit='batch', ncols=88, mininterval=2, disable=not progress):
         members = order[a:a + batch_size]
-        width = max(len(ids[i]) for i in members)
-        batch = torch.tensor([[pad]*(width - len(ids[i])) + ids[i] for i in members], device=device)
-        mask = torch.tensor([[0]*(width - len(ids[i])) + [1]*len(ids[i]) for i in members], device=device)
-        made = model.generate(input_ids=batch, attention_mask=mask, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens, pad_token_id=pad, stop_strings=['\n'], tokenizer=tokenizer)
+        width, given = max(len(ids[i]) for i in members), {}
+        batch = torch.tensor([ids[i][:trunk] + [pad]*(width - len(ids[i])) + ids[i][trunk:] for i in members], device=device)   # padded behind the trunk
+        mask = torch.tensor([[1]*trunk + [0]*(width - len(ids[i])) + [1]*(len(ids[i]) - trunk) for i in members], device=device)
+        if cache is not None:
+            given = dict(past_key_values=copy.deepcopy(cache))
+            given['past_key_values'].batch_repeat_interleave(len(members))
+        made = model.generate(input_ids=batch, attention_mask=mask, **given, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens, pad_token_id=pad, stop_strings=['\n'], tokenizer=tokenizer)
         for i, row in zip(members, made): out[i] = tokenizer.decode(row[width:], skip_special_tokens=True).split('\n')[0].strip()
     return out

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from .calibration import load_text
 from .compress import effective_bits
-from .core import DamagedError, StudyError, cache_dir, check_writable, environment, find_record, load_items, run_recorded, runs_dir, seed_everything, write_atomic
+from .core import DamagedError, StudyError, cache_dir, check_writable, environment, find_baseline, load_items, run_recorded, runs_dir, seed_everything, write_atomic
 from .experiments import GlueConfig
-from .models import ModelSource, load_classifier, load_tokenizer, quiet, resolve_model, resolve_precision
+from .models import ModelSource, count_parameters, load_classifier, load_tokenizer, quiet, resolve_model, resolve_precision
 from .pruning import Masks, Weight, certify, hash_weights, make_masks, prunable
 from .quantization import Grid, Quantized, quantize
 from .tasks import METRICS, TaskData, bootstrap_se, load_task, score
@@ -280,13 +280,6 @@ def _scale(config, data, model_name, parameters):
     return (f"{model_name} ({parameters/1e6:.1f} M parameters), {n}, {s['train']:,} of {s['train_available']:,} training and {evals} evaluation examples, "
             f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}, seed {config.seed}{subset}")
 
-def _count_parameters(source):
-    from safetensors import safe_open
-    total = 0
-    for f in source.folder.glob('*.safetensors'):
-        with safe_open(f, 'pt') as t: total += sum(int(np.prod(t.get_slice(k).get_shape())) for k in t.keys())
-    return total
-
 def _open(config):
     data = load_task(config.task, config.seed, config.data_share, config.max_train, config.max_eval, 'head' if config.recipe == 'reference' else 'nested')
     source = resolve_model(config.model)
@@ -297,17 +290,7 @@ def _open(config):
         if config.calibration_length > tokenizer.model_max_length: raise StudyError(f"calibration_length={config.calibration_length} is more than {config.model} can read (allowed: at most {tokenizer.model_max_length})")
         text = load_text(tokenizer, config.calibration, windows=config.calibration_windows, length=config.calibration_length, seed=config.seed)
     train, *evals = [encode(rows, data.task.text, tokenizer, config.max_length) for rows in (data.train, *data.evals.values())]
-    return _Bench(source, data, tokenizer, train, dict(zip(data.evals, evals)), resolve_precision(config.precision), _scale(config, data, config.model, _count_parameters(source)), text)
-
-def _baseline(config, bench):
-    "The dense record to compare with, if there is one of the same weights, data and arithmetic, device and torch version, and its items are there"
-    record = find_record(config)
-    if record is None or record.get('fingerprints') != bench.fingerprints: return None
-    then, now = record['environment'], {**environment(), 'precision': bench.precision}
-    if any(then.get(k) != now.get(k) for k in ('precision', 'device')) or then['versions'].get('torch') != now['versions'].get('torch'): return None
-    try: load_items(record)
-    except StudyError: return None
-    return record
+    return _Bench(source, data, tokenizer, train, dict(zip(data.evals, evals)), resolve_precision(config.precision), _scale(config, data, config.model, count_parameters(source)), text)
 
 # %% ../nbs/01b_transfer.ipynb #e40e40b5
 def _items(task, evals, logits):
@@ -404,7 +387,7 @@ def run(config:GlueConfig) -> dict:
     print(f'scale: {bench.scale}', flush=True)
     if config.mode == Mode.dense: return run_recorded(config, lambda c, r: _cell(c, r, bench))
     baseline = config.but(mode='dense')
-    dense = _baseline(baseline, bench)
+    dense = find_baseline(baseline, bench.fingerprints, bench.precision)
     if dense: print(f"dense baseline: found, {dense['name']}", flush=True)
     else:
         print('dense baseline: not found for this model, data and arithmetic; training it first', flush=True)
