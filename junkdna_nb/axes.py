@@ -34,31 +34,40 @@ class Condition:
     contexts: tuple     # a prompt for each
     options: tuple = None   # the texts to choose from, for each; None: answered freely
 
+def _shots(data, k, seed):
+    "Question -> its demonstrations, drawn once for each kind"
+    drawn = {}
+    def shots(q):
+        kind = q.kind if data.task.by_kind else ''
+        if kind not in drawn: drawn[kind] = demonstrations(data, k, seed, q)
+        return drawn[kind]
+    return shots
+
 def _for_options(config, data, ask):
     for n in config.levels or range(2, _usual_options(data) + 1):
         for draw in range(1 if config.style == 'cloze' else config.draws):
             cut = lambda q: with_options(q, n, config.seed + draw)
-            shots, asked = [cut(q) for q in demonstrations(data, config.shots, config.seed)], tuple(cut(q) for q in data.asked)
-            yield Condition(n, draw, asked, tuple(ask(q, shots, style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
+            shots, asked = _shots(data, config.shots, config.seed), tuple(cut(q) for q in data.asked)
+            yield Condition(n, draw, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
 
 def _for_passages(config, data, ask):
-    shots = demonstrations(data, config.shots, config.seed)
+    shots = _shots(data, config.shots, config.seed)
     for n in config.levels:
         shown = lambda q: with_passages(data, q, n - 1, config.position) if n else ()
-        yield Condition(n, 0, data.asked, tuple(ask(q, shots, shown(q), n > 0) for q in data.asked))
+        yield Condition(n, 0, data.asked, tuple(ask(q, shots(q), shown(q), n > 0) for q in data.asked))
 
 def _for_shots(config, data, ask):
     for k in config.levels:
         for draw in range(config.draws if k else 1):
-            shots = demonstrations(data, k, config.seed + draw)
-            yield Condition(k, draw, data.asked, tuple(ask(q, shots) for q in data.asked), None if data.task.format == 'open' else tuple(q.options for q in data.asked))
+            shots = _shots(data, k, config.seed + draw)
+            yield Condition(k, draw, data.asked, tuple(ask(q, shots(q)) for q in data.asked), None if data.task.format == 'open' else tuple(q.options for q in data.asked))
 
 def _for_formats(config, data, ask):
-    shots = demonstrations(data, config.shots, config.seed)
+    shots = _shots(data, config.shots, config.seed)
     cut = lambda q: with_options(q, config.options, config.seed)
     asked = tuple(cut(q) for q in data.asked)
-    yield Condition('choice', 0, asked, tuple(ask(q, [cut(s) for s in shots], style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
-    yield Condition('open', 0, data.asked, tuple(ask(q, shots) for q in data.asked))
+    yield Condition('choice', 0, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
+    yield Condition('open', 0, data.asked, tuple(ask(q, shots(q)) for q in data.asked))
 
 CONDITIONS = {'03_options': _for_options, '04_context': _for_passages, '05_kshot': _for_shots, '06_qa_format': _for_formats}
 _HARDEST = {'05_kshot': 0}   # the level that a record's main metric is taken from; the last one, but for demonstrations
@@ -118,7 +127,7 @@ def summarise(items:pd.DataFrame,   # of `ask_all`
         row = dict(level=level, metric='exact_match' if free else 'accuracy', value=value, se=se, n=n, draws=len(by_draw), draw_sd=float(by_draw.std()) if len(by_draw) > 1 else None,
                    chance=0.0 if free else float((1/part['options']).mean()))
         if free: row |= dict(zip(('f1', 'f1_se'), _mean(part, 'f1')))
-        else: row |= {s: float((part[f'chosen_{s}'] == part['gold']).mean()) for s in SCORES} | dict(greedy=float(np.mean([g[i] for g, i in zip(part['greedy'], part['gold'])])))
+        else: row |= {s: float((part[f'chosen_{s}'] == part['gold']).mean()) for s in SCORES} | dict(greedy=float(np.mean([g[int(i)] for g, i in zip(part['greedy'], part['gold'])])))
         if dense is not None: row |= _against(part, dense[dense['level'] == level], row)
         out.append(row)
     return out

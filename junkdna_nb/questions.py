@@ -70,6 +70,7 @@ class QuestionTask:
     human_source: str = ''
     official: int = 0   # questions in the complete asked split
     passages: bool = False  # does each question come with a passage?
+    by_kind: bool = False   # demonstrations are of the question's own kind
 
 def _labelled(row, i, question='question'):
     labels = list(row['choices']['label'])
@@ -164,7 +165,7 @@ def _facts():
 # %% ../nbs/00e_questions.ipynb #abcb4e45
 _arc, _sizes = ('Clark et al. 2018', dict(arc_easy=2376, arc_challenge=1172))
 QUESTIONS = {t.name: t for t in [
-    QuestionTask('facts', 'both', 'package', 'countryinfo', '', '', _facts, passages=True),
+    QuestionTask('facts', 'both', 'package', 'countryinfo', '', '', _facts, passages=True, by_kind=True),
     QuestionTask('quartz', 'choice', 'package', 'quartz/samples.jsonl', '', '', _quartz, dict(accuracy=0.950), 'Tafjord et al. 2019, QuaRTz, EMNLP'),
     QuestionTask('logiqa', 'choice', 'package', 'logiqa/logiqa.jsonl', '', '', _logiqa, dict(accuracy=0.860), 'Liu et al. 2020, LogiQA, IJCAI'),
     QuestionTask('arc_easy', 'choice', 'allenai/ai2_arc', 'ARC-Easy', 'test', 'train', _labelled, official=2376),
@@ -173,7 +174,7 @@ QUESTIONS = {t.name: t for t in [
     QuestionTask('commonsense_qa', 'choice', 'tau/commonsense_qa', 'default', 'validation', 'train', _labelled, dict(accuracy=0.889), 'Talmor et al. 2019, CommonsenseQA, NAACL', 1221),
     QuestionTask('openbookqa', 'choice', 'allenai/openbookqa', 'main', 'test', 'train', lambda row, i: _labelled(row, i, 'question_stem'), dict(accuracy=0.917), 'Mihaylov et al. 2018, OpenBookQA, EMNLP', 500),
     QuestionTask('piqa', 'choice', 'ybisk/piqa', 'plain_text', 'validation', '', _piqa, dict(accuracy=0.949), 'Bisk et al. 2020, PIQA, AAAI', 1838),
-    QuestionTask('mmlu', 'choice', 'cais/mmlu', 'all', 'test', 'dev', _mmlu, dict(accuracy=0.898), 'Hendrycks et al. 2021, MMLU, ICLR (estimate for experts)', 14042),
+    QuestionTask('mmlu', 'choice', 'cais/mmlu', 'all', 'test', 'dev', _mmlu, dict(accuracy=0.898), 'Hendrycks et al. 2021, MMLU, ICLR (estimate for experts)', 14042, by_kind=True),
     QuestionTask('squad', 'open', 'rajpurkar/squad', 'plain_text', 'validation', '', _squad, dict(exact_match=0.823, f1=0.912), 'Rajpurkar et al. 2016, SQuAD, EMNLP (test set)', 10570, True),
     QuestionTask('nq_open', 'open', 'google-research-datasets/nq_open', 'nq_open', 'validation', '', _open(lambda r: r['answer']), official=3610),
     QuestionTask('trivia_qa', 'open', 'mandarjoshi/trivia_qa', 'rc.nocontext', 'validation', '', _open(lambda r: [r['answer']['value'], *r['answer']['aliases']]), official=17944),
@@ -260,10 +261,15 @@ def with_options(question:Question,
     chosen = sorted([question.gold, *wrong[:n - 1]], key=lambda i: _rank('shown', str(seed), question.id, question.options[i]))
     return replace(question, options=tuple(question.options[i] for i in chosen), gold=chosen.index(question.gold))
 
-def demonstrations(data:QuestionData, k:int, seed:int=0) -> tuple:
-    "The first k demonstrations in an order drawn by the seed"
-    if not 0 <= k <= len(data.shots): raise StudyError(f"k={k} demonstrations are impossible for task {data.task.name!r} (allowed: 0 to {len(data.shots)})")
-    return tuple(sorted(data.shots, key=lambda q: _rank('shot', str(seed), q.id))[:k])
+def demonstrations(data:QuestionData,
+                   k:int,         # how many
+                   seed:int=0,    # of their order
+                   question:Question=None,  # that they are for
+    ) -> tuple:
+    "The first k demonstrations in an order drawn by the seed, of the question's kind where the task has it so"
+    there = [q for q in data.shots if q.kind == question.kind] if question and data.task.by_kind else data.shots
+    if not 0 <= k <= len(there): raise StudyError(f"k={k} demonstrations are impossible for task {data.task.name!r} (allowed: 0 to {len(there)})")
+    return tuple(sorted(there, key=lambda q: _rank('shot', str(seed), q.id))[:k])
 
 def with_passages(data:QuestionData, question:Question,
                   n:int,             # passages of other questions

@@ -8,7 +8,6 @@ __all__ = ['SCORES', 'Request', 'Scored', 'make_request', 'Scorer', 'score_optio
 # %% ../nbs/01c_scoring.ipynb #14964c1c
 from dataclasses import dataclass
 from functools import lru_cache
-import os
 
 import numpy as np
 import torch
@@ -262,22 +261,38 @@ def generate_answers(model, tokenizer, contexts:list,   # prompts
     ids, out = [tokenizer(c, add_special_tokens=not rendered)['input_ids'] for c in contexts], [None]*len(contexts)
     longest = max(map(len, ids), default=0)
     if longest + max_tokens > room: raise StudyError(f"a prompt of {longest} tokens leaves no room for {max_tokens} more in the model's context (allowed: at most {room} together)")
-    pad, device, cache = tokenizer.pad_token_id or 0, next(model.parameters()).device, None
-    trunk = min(len(os.path.commonprefix(ids)), min(map(len, ids), default=0) - 1)   # what all prompts begin with
-    if trunk >= 16 and len(ids) > 1 and type(model(input_ids=torch.tensor([ids[0][:2]], device=device), use_cache=True).get('past_key_values')) is DynamicCache:
-        cache = DynamicCache(config=model.config)
-        model(input_ids=torch.tensor([ids[0][:trunk]], device=device), past_key_values=cache, use_cache=True)
-    else: trunk = 0
-    batch_size = max(1, min(32, memory//max(1, (longest + max_tokens)*_token_bytes(model, longest + max_tokens))))
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    for a in tqdm(range(0, len(order), batch_size), desc=progress, unit='batch', ncols=88, mininterval=2, disable=not progress):
-        members = order[a:a + batch_size]
-        width, given = max(len(ids[i]) for i in members), {}
-        batch = torch.tensor([ids[i][:trunk] + [pad]*(width - len(ids[i])) + ids[i][trunk:] for i in members], device=device)   # padded behind the trunk
-        mask = torch.tensor([[1]*trunk + [0]*(width - len(ids[i])) + [1]*(len(ids[i]) - trunk) for i in members], device=device)
-        if cache is not None:
-            given = dict(past_key_values=copy.deepcopy(cache))
-            given['past_key_values'].batch_repeat_interleave(len(members))
-        made = model.generate(input_ids=batch, attention_mask=mask, **given, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens, pad_token_id=pad, stop_strings=['\n'], tokenizer=tokenizer)
-        for i, row in zip(members, made): out[i] = tokenizer.decode(row[width:], skip_special_tokens=True).split('\n')[0].strip()
+    pad, device = tokenizer.pad_token_id or 0, next(model.parameters()).device
+    plain_cache = type(model(input_ids=torch.tensor([ids[0][:2]], device=device), use_cache=True).get('past_key_values')) is DynamicCache if ids else False
+    bar = tqdm(total=len(ids), desc=progress, unit='answer', ncols=88, mininterval=2, disable=not progress)
+    for trunk, group in _by_beginning(ids) if plain_cache else [(0, range(len(ids)))]:
+        cache = DynamicCache(config=model.config) if trunk else None
+        if trunk: model(input_ids=torch.tensor([ids[group[0]][:trunk]], device=device), past_key_values=cache, use_cache=True)
+        order = sorted(group, key=lambda i: -len(ids[i]))
+        while order:
+            width = len(ids[order[0]])
+            size = max(1, min(32, memory//((width + max_tokens)*_token_bytes(model, width + max_tokens))))
+            members, order, given = order[:size], order[size:], {}
+            batch = torch.tensor([ids[i][:trunk] + [pad]*(width - len(ids[i])) + ids[i][trunk:] for i in members], device=device)   # padded behind the trunk
+            mask = torch.tensor([[1]*trunk + [0]*(width - len(ids[i])) + [1]*(len(ids[i]) - trunk) for i in members], device=device)
+            if trunk:
+                given = dict(past_key_values=copy.deepcopy(cache))
+                given['past_key_values'].batch_repeat_interleave(len(members))
+            made = model.generate(input_ids=batch, attention_mask=mask, **given, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens, pad_token_id=pad, stop_strings=['\n'], tokenizer=tokenizer)
+            for i, row in zip(members, made): out[i] = tokenizer.decode(row[width:], skip_special_tokens=True).split('\n')[0].strip()
+            bar.update(len(members))
+    bar.close()
     return out
+
+def _by_beginning(ids, least=16):
+    "[(length of the common beginning, members)]: prompts that share at least so many tokens; the rest together, sharing nothing"
+    groups = []
+    for i in sorted(range(len(ids)), key=lambda i: ids[i]):
+        if groups:
+            trunk, members = groups[-1]
+            same = _common(trunk, ids[i], len(ids[i]) - 1)
+            if same >= least and (len(members) == 1 or same >= len(trunk)//2):
+                groups[-1] = trunk[:same], [*members, i]
+                continue
+        groups.append((ids[i][:-1], [i]))
+    alone = [m[0] for _, m in groups if len(m) == 1]
+    return [(len(t), m) for t, m in groups if len(m) > 1] + ([(0, alone)] if alone else [])
