@@ -27,7 +27,7 @@ $(READY): settings.ini pyproject.toml setup.py constraints.txt
 	@test -x $(BIN)/python || { echo "creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
 	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q -c constraints.txt pip; }; }
 	@echo "installing pinned packages into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,harness]'
 	@touch $@
 
 TASK_ARGS = $(if $(SPARSITY),sparsity=$(SPARSITY)) $(if $(TASK),task=$(TASK)) $(if $(MODE),mode=$(MODE)) $(if $(MODEL),model=$(MODEL)) $(if $(SEED),seed=$(SEED))
@@ -54,7 +54,7 @@ check: $(READY)
 readme: $(READY)
 	@BIN=$(BIN); $(RENDER) > README.md
 
-NB ?= 00_core 00_packages 00a_models 00b_tasks 00c_experiments 00d_calibration 00e_questions 01_pruning 01a_quantization 01ab_compress 01b_transfer 01c_scoring 01e_sweep
+NB ?= 00_core 00_packages 00a_models 00b_tasks 00c_experiments 00d_calibration 00e_questions 01_pruning 01a_quantization 01ab_compress 01b_transfer 01c_scoring 01cb_axes 01cc_harness 01e_sweep
 execute: $(READY)
 	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.sweep import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done

@@ -25,6 +25,6 @@ setup(
     ],
     packages=[cfg["lib_path"]],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "harness")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

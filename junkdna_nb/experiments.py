@@ -182,7 +182,7 @@ class ContextConfig(DecoderConfig):
     position: float = param(1.0, '[0, 1]')                         # of the right passage among the others: 0 first, 1 last
     shots: int = param(2, '[0, 1000]')                             # demonstrations, each with its own passage (none in closed book)
     max_tokens: int = param(12, '[1, 1000]')                       # of an answer
-    max_eval: int = param(40, '[0, 1000000000]')                   # cap on the questions; 0: all
+    max_eval: int = param(32, '[0, 1000000000]')                   # cap on the questions; 0: all
     @staticmethod
     def suits(task): return task.passages and task.format != 'choice'
     def idle(self): return super().idle() | {'score'}
@@ -208,6 +208,8 @@ class FormatConfig(DecoderConfig):
     max_tokens: int = param(12, '[1, 1000]')                       # of a free answer
     @staticmethod
     def suits(task): return task.format == 'both'
+    @property
+    def levels(self): return ['choice', 'open']
 
 # %% ../nbs/00c_experiments.ipynb #9f9ff3f8
 EXPERIMENTS = {c.experiment: c for c in (GlueConfig, OptionsConfig, ContextConfig, ShotsConfig, FormatConfig)}
