@@ -6,6 +6,7 @@
 __all__ = ['SCORES', 'Request', 'Scored', 'make_request', 'Scorer', 'score_options', 'compare_choices', 'generate_answers']
 
 # %% ../nbs/01c_scoring.ipynb #14964c1c
+import weakref
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -86,6 +87,8 @@ def _token_bytes(model, seen):
     hidden, heads, layers = (getattr(c, name, None) or usual for name, usual in (('hidden_size', 1024), ('num_attention_heads', 16), ('num_hidden_layers', 24)))
     return seen*(1 + size + (4*heads if model.config._attn_implementation == 'eager' else 0)) + size*(2*layers*hidden + 8*hidden + 4*(getattr(c, 'intermediate_size', None) or 4*hidden))
 
+_SHARES = weakref.WeakKeyDictionary()   # model -> whether it treats a tree right: a matter of its architecture, so tried once
+
 class Scorer:
     "Log-likelihoods of requests under one model, which must not change meanwhile"
     def __init__(self, model, row_tokens:int=None,   # new tokens computed together; None: as many as fit
@@ -96,7 +99,8 @@ class Scorer:
         self.room = getattr(model.config, 'max_position_embeddings', None) or 10**9
         self.row_tokens = row_tokens or next((n for n in (4096, 2048, 1024, 512, 256, 128) if self.row_bytes(n) <= memory), 64)
         self.computed = 0   # tokens that went through the model
-        self.share = self._shares() if share is None else share
+        if share is None and model not in _SHARES: _SHARES[model] = self._shares()
+        self.share = _SHARES[model] if share is None else share
 
     def _shares(self):
         "Does a tree give what its sequences give one by one?"
