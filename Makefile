@@ -15,7 +15,7 @@ help:
 	@echo "make glue      prune minilm to sparsity 0.8, fine-tune it on film reviews, compare with dense"
 	@echo "               SPARSITY=0.5 TASK=sarcasm MODE=dense_frozen MODEL=mpnet SEED=42 ARGS='epochs=3 max_train=0'"
 	@echo "make test      nbdev_test, pytest, and the check that generated files are up to date"
-	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; about twenty minutes)"
+	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; half an hour; ONLY=scoring for one)"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"
 	@echo "make execute   run the library notebooks and store their outputs (NB=01_pruning for one)"
@@ -61,7 +61,7 @@ execute: $(READY)
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 
 bench: $(READY)
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python benchmarks/run.py $(ONLY)
 
 lab: $(READY)
 	$(BIN)/jupyter-lab nbs

@@ -1,4 +1,5 @@
-"Run every benchmark and write a table of their closing lines to benchmarks/results/."
+"Run every benchmark, or those whose names are given, and write a table of their closing lines to benchmarks/results/."
+import os
 import subprocess
 import sys
 from datetime import date
@@ -9,9 +10,13 @@ from tqdm import tqdm
 from junkdna_nb.core import environment
 
 HERE = Path(__file__).parent
-RUNS = [("masks.py",), ("masks.py", "--levels", "9"), ("nm.py",), ("keep.py",), ("finetune.py", "--repeats", "2"), ("calibrated.py", "--repeats", "1")]
+RUNS = [("masks.py",), ("masks.py", "--levels", "9"), ("nm.py",), ("keep.py",), ("finetune.py", "--repeats", "2"), ("calibrated.py", "--repeats", "1"),
+        ("scoring.py",), ("scoring.py", "--precision", "bf16"), ("scoring.py", "--context", "1", "--n", "12")]
+ONLY = sys.argv[1:]
+if os.environ.get("JUNKDNA_MIRROR"):
+    os.environ["JUNKDNA_MIRROR"] = str(Path(os.environ["JUNKDNA_MIRROR"]).resolve())
 rows = []
-for words in tqdm(RUNS, desc="benchmarks"):
+for words in tqdm([r for r in RUNS if not ONLY or r[0].removesuffix(".py") in ONLY], desc="benchmarks"):
     done = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
@@ -25,6 +30,6 @@ lines = [f"# Benchmarks, {date.today()}", "",
 lines += ["| script | result |", "|---|---|", *[f"| `{name}` | {out[-1].replace(' ', ', ')} |" for name, out in rows], ""]
 for name, out in rows:
     lines += [f"## {name}", "", "```", *out, "```", ""]
-target = HERE / "results" / f"{date.today()}.md"
+target = HERE / "results" / ("-".join([str(date.today()), *ONLY]) + ".md")
 target.write_text("\n".join(lines))
 print(*[f"{name}: {out[-1]}" for name, out in rows], f"written to {target.relative_to(HERE.parent)}", sep="\n")

@@ -6,6 +6,7 @@
 __all__ = ['CONDITIONS', 'Condition', 'ask_all', 'summarise', 'paired', 'run', 'siblings', 'draw_levels']
 
 # %% ../nbs/01cb_axes.ipynb #b9a10e3c
+import hashlib, json
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,8 @@ from .core import StudyError, check_writable, find_baseline, load_items, load_le
 from .experiments import DecoderConfig
 from .models import ModelSource, cast_, count_parameters, load_decoder, load_tokenizer, resolve_model, resolve_precision
 from .pruning import certify
-from .questions import QuestionData, answer_f1, answer_texts, chat_template, demonstrations, exact_match, load_questions, prompt, with_options, with_passages
+from .questions import QuestionData, answer_f1, answer_texts, chat_template, demonstrations, exact_match, load_questions, prompt, holds_answer, with_options, with_passages
 from .scoring import SCORES, Scorer, compare_choices, generate_answers, score_options
-from .tasks import bootstrap_se
 
 # %% ../nbs/01cb_axes.ipynb #2539c850
 @dataclass(frozen=True)
@@ -34,9 +34,14 @@ class Condition:
     contexts: tuple     # a prompt for each
     options: tuple = None   # the texts to choose from, for each; None: answered freely
 
+def _pool(data, q): return [s for s in data.shots if s.kind == q.kind] if data.task.by_kind else data.shots
+
+def _most_shots(data): return min(len(_pool(data, q)) for q in {q.kind: q for q in data.asked}.values())
+
 def _shots(data, k, seed):
     "Question -> its demonstrations, drawn once for each kind"
     drawn = {}
+    if k > (most := _most_shots(data)): raise StudyError(f"shots={k} demonstrations are impossible for {'some kinds of ' if data.task.by_kind else ''}task {data.task.name!r} (allowed: 0 to {most})")
     def shots(q):
         kind = q.kind if data.task.by_kind else ''
         if kind not in drawn: drawn[kind] = demonstrations(data, k, seed, q)
@@ -46,21 +51,25 @@ def _shots(data, k, seed):
 def _for_options(config, data, ask):
     for n in config.levels or range(2, _usual_options(data) + 1):
         for draw in range(1 if config.style == 'cloze' else config.draws):
-            cut = lambda q: with_options(q, n, config.seed + draw)
+            cut = lambda q: with_options(q, n, f'{config.seed}:{draw}')
             shots, asked = _shots(data, config.shots, config.seed), tuple(cut(q) for q in data.asked)
             yield Condition(n, draw, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
 
 def _for_passages(config, data, ask):
-    shots = _shots(data, config.shots, config.seed)
+    every = {q.id: [s for s in demonstrations(data, len(_pool(data, q)), config.seed, q) if s.passage != q.passage and not holds_answer(s.passage, q)] for q in data.asked}
+    if min(map(len, every.values())) < config.shots: raise StudyError(f"shots={config.shots}: a question has only {min(map(len, every.values()))} demonstrations that do not hold its answer (allowed: at most so many)")
+    shots = lambda q: every[q.id][:config.shots]
     for n in config.levels:
-        shown = lambda q: with_passages(data, q, n - 1, config.position) if n else ()
+        shown = lambda q: with_passages(data, q, n - 1, config.position, {s.passage for s in shots(q)}) if n else ()
         yield Condition(n, 0, data.asked, tuple(ask(q, shots(q), shown(q), n > 0) for q in data.asked))
 
 def _for_shots(config, data, ask):
-    for k in config.levels:
+    for k in _possible(config, data):
         for draw in range(config.draws if k else 1):
-            shots = _shots(data, k, config.seed + draw)
+            shots = _shots(data, k, f'{config.seed}:{draw}')
             yield Condition(k, draw, data.asked, tuple(ask(q, shots(q)) for q in data.asked), None if data.task.format == 'open' else tuple(q.options for q in data.asked))
+
+def _possible(config, data): return [k for k in config.levels if k <= _most_shots(data)]
 
 def _for_formats(config, data, ask):
     shots = _shots(data, config.shots, config.seed)
@@ -142,12 +151,12 @@ def _against(part, dense, row):
     a, b = (x.groupby('id', sort=False)['correct'].mean().to_numpy() for x in (dense, part))
     base, chance = float(a.mean()), row['chance']
     out = dict(dense_value=base, dense_se=float(a.std(ddof=1)/len(a)**0.5) if len(a) > 1 else 0.0, drop=base - row['value'], drop_se=float((a - b).std(ddof=1)/len(a)**0.5) if len(a) > 1 else 0.0)
-    if base > 0: out |= dict(relative_performance=100*row['value']/base, relative_se=bootstrap_se(lambda p, q: 100*q.mean()/p.mean() if p.any() else 0.0, a, b))
+    if base > 0: out |= dict(relative_performance=100*row['value']/base, relative_se=100*float((b - row['value']/base*a).std(ddof=1))/base/len(a)**0.5)   # of a ratio of means, by the delta method
     if base > chance: out |= dict(chance_normalised_drop=(base - row['value'])/(base - chance))
     if row['metric'] == 'accuracy':
         told = lambda x: [dict(tokens=r.tokens, said=dict(scores=np.asarray(r.log_likelihoods, float), chosen=r.chosen, correct=bool(r.correct))) for r in x.itertuples()]
         out |= {k: v for k, v in compare_choices(told(dense), told(part), 'said').items() if k in ('flips', 'lost', 'gained', 'kl')}
-    else: out |= dict(lost=float(((a > b)).mean()), gained=float((b > a).mean()))
+    else: out |= dict(lost=float((dense['correct'].to_numpy() > part['correct'].to_numpy()).mean()), gained=float((part['correct'].to_numpy() > dense['correct'].to_numpy()).mean()))
     return out
 
 # %% ../nbs/01cb_axes.ipynb #4caf17b9
@@ -164,7 +173,11 @@ class _Bench:
     notes: list
     scale: str
     @property
-    def fingerprints(self): return dict(model=self.source.fingerprint, data=self.data.fingerprint)
+    def fingerprints(self): return dict(model=self.source.fingerprint, data=self.data.fingerprint, prompts=self.prompts)
+    @property
+    def prompts(self):
+        "SHA-256 of everything that is put to the model"
+        return hashlib.sha256(json.dumps([[c.level, c.draw, c.contexts, c.options, [q.gold for q in c.questions] if c.options else None] for c in self.conditions]).encode()).hexdigest()
 
 def _open(config):
     from transformers import AutoConfig
@@ -173,6 +186,9 @@ def _open(config):
     tokenizer = load_tokenizer(source)
     chat = chat_template(tokenizer) if config.template == 'chat' else None
     room = getattr(AutoConfig.from_pretrained(source.folder, trust_remote_code=False).get_text_config(), 'max_position_embeddings', None) or 10**9
+    if config.experiment == '05_kshot' and (lost := [k for k in config.levels if k > _most_shots(data)]):
+        if len(lost) == len(config.levels): raise StudyError(f"shots={config.shots!r}: task {data.task.name!r} has {_most_shots(data)} demonstrations for some questions (allowed: 0 to {_most_shots(data)})")
+        notes.append(f"level{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))} left out: there are only {_most_shots(data)} demonstrations for some questions")
     conditions, longest = list(CONDITIONS[config.experiment](config, data, partial(prompt, chat=chat))), {}
     for c in conditions:
         answers = [max(len(tokenizer(' ' + o)['input_ids']) for o in options) for options in c.options] if c.options else [config.max_tokens]*len(c.contexts)
@@ -218,7 +234,7 @@ def _cell(config, record, bench, dense=None):
     lap('ask_s')
     record['levels'] = summarise(items, load_items(dense) if dense else None)
     for level in record['levels']:
-        human = bench.data.task.human.get(level['metric'])
+        human = bench.data.task.human.get(level['metric']) if _as_humans(config, bench.data, level['level']) else None
         record['metrics'][f"{level['metric']}_{level['level']}"] = dict(value=level['value'], se=level['se'], n=level['n'], chance=level['chance'], human=human)
     hard = record['levels'][_HARDEST.get(config.experiment, -1)]
     record['metric'] = f"{hard['metric']}_{hard['level']}"
@@ -227,11 +243,15 @@ def _cell(config, record, bench, dense=None):
         record['compression'] = report.summary()
         record['effective_bits'] = report.effective_bits
         brief = lambda c: {k: v for k, v in c.items() if k != 'layers'}
-        record['certificate'] = dict(pruning=brief(report.certificate), evaluation=brief(certify(model, report.masks) if report.masks else report.certificate))
+        record['certificate'] = dict(pruning=brief(report.certificate), evaluation=brief(certify(model, report.masks) if report.masks else report.quantized.certify(model)))
         record['relative'] = dict(metric=record['metric'], dense_digest=dense['digest'], dense_items_sha256=dense['items']['sha256'], **{k: hard[k] for k in ('dense_value', 'dense_se', 'relative_performance', 'relative_se', 'chance_normalised_drop') if k in hard})
     if config.experiment == '06_qa_format': record['paired'] = paired(items)
     lap('score_s')
     return items
+
+def _as_humans(config, data, level):
+    "Were people whose score is published asked in this way? With all options, with the passage if there is one"
+    return {'03_options': all(len(q.options) == level for q in data.asked), '04_context': level == 1, '05_kshot': not data.task.passages}.get(config.experiment, False)
 
 def paired(items:pd.DataFrame) -> dict:   # of 06: counts of facts, and their shares
     "The same fact asked in two formats: right in both, in one, in none"
@@ -255,7 +275,7 @@ def run(config:DecoderConfig) -> dict:
     return run_recorded(config, lambda c, r: _cell(c, r, bench, dense))
 
 # %% ../nbs/01cb_axes.ipynb #0b069f2a
-_COMPRESSION = {'method', 'pattern', 'sparsity', 'granularity', 'n_kept', 'm_group', 'bits', 'group_size', 'symmetric', 'calibration', 'calibration_windows', 'calibration_length', 'memory_mb'}
+_COMPRESSION = {'method', 'pattern', 'sparsity', 'granularity', 'n_kept', 'm_group', 'bits', 'group_size', 'symmetric', 'calibration', 'calibration_windows', 'calibration_length'}
 
 def siblings(record:dict) -> pd.DataFrame:   # one row per run and level, with a column `how`
     "All runs that differ from this one in the compression only, with their dense model"
@@ -279,7 +299,7 @@ def draw_levels(record:dict,   # of 03-06
     runs = sorted(rows.groupby('how', sort=True), key=lambda g: g[0] != 'dense')
     for i, (how, part) in enumerate(runs):
         part = part[part['level'].isin(levels)].sort_values('level', key=lambda c: c.map(place))
-        x, style = part['level'].map(place) + 0.06*(i - (len(runs) - 1)/2), dict(marker='osD^vP*Xh'[i % 9], ms=5, lw=1.2, capsize=2, color='0.2' if how == 'dense' else f'C{i - 1}', label=how)
+        x, style = part['level'].map(place) + 0.06*(i - (len(runs) - 1)/2), dict(marker='osD^vP*Xh'[i % 9], ms=5, lw=1.2, capsize=2, color='0.2' if how == 'dense' else f'C{i}', label=how)
         left.errorbar(x, part['value'], part['se'], **style)
         if how != 'dense' and 'relative_performance' in part: right.errorbar(x, part['relative_performance'], part['relative_se'], **style)
     chance = [l['chance'] for l in record['levels']]

@@ -125,6 +125,7 @@ TEMPLATES = ('plain', 'chat')
 class DecoderConfig(Compressed):
     "Common to 03-06: compress a pre-trained decoder, ask it, compare with the dense one"
     axis = ''                                                      # the field that holds the levels
+    every = False                                                  # may it say 'all'?
     lowest = 0                                                     # smallest level there can be
     task: str = param('facts', choices=tuple(QUESTIONS))           # a row of the table of questions
     model: str = param('smollm2', check=check_model_name)          # alias, mirrored model or hub id
@@ -134,20 +135,22 @@ class DecoderConfig(Compressed):
     score: str = param('per_character', choices=SCORE_NAMES)       # which score of an option decides
     template: str = param('plain', choices=TEMPLATES)              # prompts as plain text, or through the model's chat template
     max_eval: int = param(200, '[0, 1000000000]')                  # cap on the questions; 0: all
-    memory_mb: int = param(1024, '[16, 10000000]', runtime=True)   # bound for what is computed together, beside the model
+    memory_mb: int = param(1024, '[16, 10000000]')                 # bound for what is computed together, beside the model (in bf16 it moves the last digits)
 
     def __post_init__(self):
-        if self.axis and isinstance(levels := getattr(self, self.axis), (int, list, tuple)) and not isinstance(levels, bool):   # papermill reads 4 as a number
-            object.__setattr__(self, self.axis, ' '.join(map(str, [levels] if isinstance(levels, int) else levels)))
+        if self.axis and isinstance(levels := getattr(self, self.axis), (int, float, list, tuple)) and not isinstance(levels, bool):   # papermill reads 4 as a number
+            object.__setattr__(self, self.axis, ' '.join(f'{n:g}' if isinstance(n, (int, float)) else str(n) for n in (levels if isinstance(levels, (list, tuple)) else [levels])))
         super().__post_init__()
+        if self.axis: object.__setattr__(self, self.axis, ' '.join(map(str, self.levels)) or 'all')   # one spelling
 
     def check(self):
         super().check()
+        if self.max_eval == 1: raise StudyError('max_eval=1 leaves no standard error (allowed: 0 for all, or at least 2)')
         able = [t.name for t in QUESTIONS.values() if self.suits(t)]
         if self.task not in able: raise StudyError(f"task={self.task!r} has no {self.lacking} (allowed: {', '.join(able)})")
         if self.axis:
             levels, text = self.levels, getattr(self, self.axis)
-            if text != 'all' and (levels != sorted(set(levels)) or not levels or levels[0] < self.lowest): raise StudyError(f"{self.axis}={text!r} is not a list of levels (allowed: ascending whole numbers from {self.lowest}, such as '{type(self)().levels_text}')")
+            if (text != 'all' or not self.every) and (levels != sorted(set(levels)) or not levels or levels[0] < self.lowest): raise StudyError(f"{self.axis}={text!r} is not a list of levels (allowed: ascending whole numbers from {self.lowest}, such as '{type(self)().levels_text}')")
 
     @property
     def levels(self) -> list:
@@ -165,7 +168,7 @@ class DecoderConfig(Compressed):
 @dataclass(frozen=True)
 class OptionsConfig(DecoderConfig):
     "Parameters of 03_options: the same questions with more and more options"
-    experiment, axis, lowest, lacking = '03_options', 'options', 2, 'options to choose from'
+    experiment, axis, lowest, every, lacking = '03_options', 'options', 2, True, 'options to choose from'
     options: str = param('all')                                    # numbers of options; all: from 2 to as many as most questions have
     style: str = param('cloze', choices=('cloze', 'listed', 'letters'))  # how options are shown
     draws: int = param(2, '[1, 1000]')                             # orders of the options, averaged (cloze shows none)
@@ -185,7 +188,7 @@ class ContextConfig(DecoderConfig):
     max_eval: int = param(32, '[0, 1000000000]')                   # cap on the questions; 0: all
     @staticmethod
     def suits(task): return task.passages and task.format != 'choice'
-    def idle(self): return super().idle() | {'score'}
+    def idle(self): return super().idle() | {'score'} | ({'position'} if self.levels[-1] < 2 else set())
 
 @dataclass(frozen=True)
 class ShotsConfig(DecoderConfig):
@@ -196,7 +199,7 @@ class ShotsConfig(DecoderConfig):
     max_tokens: int = param(12, '[1, 1000]')                       # open tasks: of an answer
     @staticmethod
     def suits(task): return True
-    def idle(self): return super().idle() | ({'max_tokens'} if QUESTIONS[self.task].format != 'open' else {'score'})
+    def idle(self): return super().idle() | ({'max_tokens'} if QUESTIONS[self.task].format != 'open' else {'score'}) | ({'draws'} if self.levels == [0] else set())
 
 @dataclass(frozen=True)
 class FormatConfig(DecoderConfig):
@@ -237,7 +240,7 @@ def _level_lines(record):
     told = lambda f: '  '.join(f"{l['level']}: {f(l)}" for l in levels)
     scores = lambda prefix='': told(lambda l: f"{l[prefix + 'value']:.3f} ± {l[prefix + 'se']:.3f}")
     axis, chance = get_experiment(record['experiment']).axis or 'format', 'chance ' + ' '.join(f"{l['chance']:.3f}" for l in levels) if any(l['chance'] for l in levels) else 'free answers'
-    lines = [f"scale:  {record['scale']}", f"{levels[-1]['metric'].replace('_', ' ')} by {axis} (n = {levels[0]['n']:,}, {chance})"]
+    lines = [f"scale:  {record['scale']}", f"{' / '.join(dict.fromkeys(l['metric'].replace('_', ' ') for l in levels))} by {axis} (n = {levels[0]['n']:,}, {chance})"]
     if 'compression' not in record: return lines + [f"dense:  {scores()}"]
     at = record['certificate']['evaluation']
     took = f"{at['bits']} bits for each of {at['size']:,} prunable weights" if 'bits' in at else f"sparsity {at['sparsity']:.4%} of {at['size']:,} prunable weights at evaluation ({at['violations']:,} pruned weights are not 0)"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RELATIONS', 'QUESTIONS', 'STYLES', 'Question', 'normalize_answer', 'exact_match', 'answer_f1', 'QuestionTask',
-           'get_questions', 'QuestionData', 'load_questions', 'with_options', 'demonstrations', 'with_passages',
-           'answer_texts', 'prompt', 'chat_template']
+           'get_questions', 'QuestionData', 'load_questions', 'with_options', 'demonstrations', 'holds_answer',
+           'with_passages', 'answer_texts', 'prompt', 'chat_template']
 
 # %% ../nbs/00e_questions.ipynb #d6f7d13a
 import hashlib, json, math, os, re, string, unicodedata
@@ -82,7 +82,9 @@ def _sciq(row, i):
 
 def _piqa(row, i): return Question(str(i), row['goal'].strip(), (row['sol1'].strip(), row['sol2'].strip()), int(row['label']))
 def _mmlu(row, i): return Question(f"{row['subject']}-{i}", row['question'].strip(), tuple(c.strip() for c in row['choices']), int(row['answer']), kind=row['subject'])
-def _squad(row, i): return Question(row['id'], row['question'].strip(), answers=tuple(dict.fromkeys(row['answers']['text'])), passage=row['context'].strip(), kind=row['title'])
+def _squad(row, i):
+    answers = tuple(a for a in dict.fromkeys(row['answers']['text']) if normalize_answer(a))   # "." would be matched by saying nothing
+    if answers: return Question(row['id'], row['question'].strip(), answers=answers, passage=row['context'].strip(), kind=row['title'])
 def _open(answers):
     def read(row, i):
         accepted = tuple(dict.fromkeys(a for a in answers(row) if normalize_answer(a)))   # "The The" is nothing after normalisation
@@ -201,7 +203,13 @@ def _hub_rows(task):
         if bars: datasets.enable_progress_bars()
     return {s: list(data[s]) for s in (task.asked, task.shots) if s and s in data}, f"{task.source} {'in the mirror' if folder else 'on the hub'}"
 
-def _fair(q): return q is not None and len({normalize_answer(o) or o for o in q.options}) == len(q.options)
+def _fair(q):
+    "Are the options different, as text and, where free answers are compared, after normalisation? (1 and -1 are, as options)"
+    return q is not None and len({normalize_answer(o) or o if q.answers else o for o in q.options}) == len(q.options)
+
+def _once(questions):
+    "The first of equal questions"
+    return list({(q.question, frozenset(q.options), q.passage): q for q in reversed(questions)}.values())[::-1]
 
 @lru_cache(maxsize=4)
 def _all_questions(name):
@@ -210,8 +218,9 @@ def _all_questions(name):
     if task.source != 'package': rows, origin = _hub_rows(task)
     elif task.name == 'facts': rows, origin = None, _COUNTRYINFO.name
     else: rows, origin = {'': [json.loads(line) for line in read_member(fetch(EVALS_PACKAGE), f'evals/registry/data/{task.config}').decode().splitlines()]}, EVALS_PACKAGE.name
-    splits = {s: [q for i, r in enumerate(part) if _fair(q := task.read(r, i))] for s, part in rows.items()} if rows else {'': [q for q in task.read() if _fair(q)]}
-    total, asked = len(rows[task.asked]) if rows else len(splits['']), splits[task.asked]
+    read = {s: [task.read(r, i) for i, r in enumerate(part)] for s, part in rows.items()} if rows else {'': list(task.read())}
+    splits = {s: _once([q for q in part if _fair(q)]) for s, part in read.items()}
+    total, asked = len(read[task.asked]), splits[task.asked]
     if task.shots in splits and task.shots: shots = splits[task.shots]
     else:
         aside = lambda q: _rank(name, q.id)[0] < 256*0.2
@@ -219,6 +228,7 @@ def _all_questions(name):
     known = {normalize_answer(q.question) + normalize_answer(q.passage) for q in asked}
     shots = [q for q in shots if normalize_answer(q.question) + normalize_answer(q.passage) not in known]   # no demonstration is asked
     notes = [f"{task.asked}: a subset, {total:,} of the official {task.official:,} questions"] if total < task.official else []
+    if len(splits[task.asked]) < total: notes.append(f"{total - len(splits[task.asked]):,} of {total:,} questions are left out: repeated, unreadable, or with equal options")
     return asked, shots, origin, tuple(notes)
 
 # %% ../nbs/00e_questions.ipynb #f1cfc306
@@ -240,9 +250,9 @@ def load_questions(name:str,
     ) -> QuestionData:
     "Questions of a task, in a fixed order"
     asked, shots, origin, notes = _all_questions(name)
-    if kind:
+    if kind and kind != 'all':
         kinds = sorted({q.kind for q in asked})
-        if kind not in kinds: raise StudyError(f"unknown kind {kind!r} of task {name!r}{nearest(kind, kinds)} (allowed: {', '.join(kinds[:60]) or 'none'})")
+        if kind not in kinds: raise StudyError(f"unknown kind {kind!r} of task {name!r}{nearest(kind, kinds)} (allowed: {', '.join(['all', *filter(None, kinds[:60])])})")
         asked, shots = [q for q in asked if q.kind == kind], [q for q in shots if q.kind == kind]
     if keep: asked, shots = [q for q in asked if keep(q)], [q for q in shots if keep(q)]
     order = sorted(asked, key=lambda q: _rank('asked', name, q.id))
@@ -271,20 +281,24 @@ def demonstrations(data:QuestionData,
     if not 0 <= k <= len(there): raise StudyError(f"k={k} demonstrations are impossible for task {data.task.name!r} (allowed: 0 to {len(there)})")
     return tuple(sorted(there, key=lambda q: _rank('shot', str(seed), q.id))[:k])
 
+def holds_answer(passage:str, question:Question) -> bool:
+    "Does a passage contain an accepted answer, as whole words, after normalisation?"
+    text = f' {normalize_answer(passage)} '
+    return any(f' {a} ' in text for a in map(normalize_answer, question.answers) if a)
+
 def with_passages(data:QuestionData, question:Question,
                   n:int,             # passages of other questions
                   position:float=1,  # of the right passage: 0 first, 1 last
+                  without=(),        # passages that must not be among them
     ) -> tuple:                      # of passages
     "The right passage among n others that do not contain the answer"
     if not question.passage: raise StudyError(f"task {data.task.name!r} has no passages (allowed: a task such as squad)")
     if not 0 <= position <= 1: raise StudyError(f"position={position!r} of the right passage is out of range (allowed: a number in [0, 1])")
-    answers = [f' {a} ' for a in map(normalize_answer, question.answers) if a]
-    others = {q.passage for q in data.asked + data.shots} - {question.passage}
+    others = {q.passage for q in data.asked + data.shots} - {question.passage, *without}
     found = []
     for p in sorted(others, key=lambda p: _rank('passage', question.id, p)):
         if len(found) == n: break
-        text = f' {normalize_answer(p)} '
-        if not any(a in text for a in answers): found.append(p)
+        if not holds_answer(p, question): found.append(p)
     if len(found) < n: raise StudyError(f"n={n} other passages are impossible for question {question.id!r} (allowed: at most {len(found)})")
     at = math.floor(position*n + 0.5)
     return (*found[:at], question.passage, *found[at:])

@@ -61,9 +61,6 @@ def _crop(cache, length):
 class _Tree:
     "Token sequences merged from position `start` on"
     def __init__(self, start): self.start, self.tokens, self.depth, self.parent, self.last = start, [], [], [], ([], [])
-    def missing(self, sequence):
-        "How many nodes a sequence would add; sequences come sorted, so it shares with the one before only"
-        return len(sequence) - self.start - _common(sequence[self.start:], self.last[0], len(sequence))
     def add(self, sequence):
         "Node numbers along a sequence"
         rest, (before, path) = sequence[self.start:], self.last
@@ -87,6 +84,14 @@ def _token_bytes(model, seen):
     hidden, heads, layers = (getattr(c, name, None) or usual for name, usual in (('hidden_size', 1024), ('num_attention_heads', 16), ('num_hidden_layers', 24)))
     return seen*(1 + size + (4*heads if model.config._attn_implementation == 'eager' else 0)) + size*(2*layers*hidden + 8*hidden + 4*(getattr(c, 'intermediate_size', None) or 4*hidden))
 
+def _room(model): return getattr(model.config.get_text_config(), 'max_position_embeddings', None) or 10**9
+
+def _windowed(model):
+    "Does a layer see the last so many places only? Places in a merged or padded row are not a sequence's"
+    c = model.config.get_text_config()
+    kinds = [*(getattr(c, 'layer_types', None) or ()), *(k for k in getattr(c, 'attention_layers', None) or () if k != 'global')]
+    return any(getattr(c, name, None) for name in ('sliding_window', 'attention_chunk_size')) or any(k != 'full_attention' for k in kinds)
+
 _SHARES = weakref.WeakKeyDictionary()   # model -> whether it treats a tree right: a matter of its architecture, so tried once
 
 class Scorer:
@@ -96,7 +101,7 @@ class Scorer:
                  memory:int=1 << 30):     # bytes that a row may take beside the model
         self.model = model.eval()
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
-        self.room = getattr(model.config, 'max_position_embeddings', None) or 10**9
+        self.room = _room(model)
         self.row_tokens = row_tokens or next((n for n in (4096, 2048, 1024, 512, 256, 128) if self.row_bytes(n) <= memory), 64)
         self.computed = 0   # tokens that went through the model
         if share is None and model not in _SHARES: _SHARES[model] = self._shares()
@@ -107,7 +112,7 @@ class Scorer:
         vocabulary, g = self.model.get_input_embeddings().num_embeddings, torch.Generator().manual_seed(0)
         t = torch.randint(0, vocabulary, (24,), generator=g).tolist()
         probe = [Request(tuple(t[:6]), tuple(t[6:9])), Request(tuple(t[:6]), tuple(t[9:11])), Request(tuple(t[:4] + t[11:15]), tuple(t[15:18])), Request(tuple(t[:4] + t[11:15]), (t[15], t[20]))]
-        if getattr(self.model.config, 'sliding_window', None): return False
+        if _windowed(self.model): return False
         one = lambda share: np.concatenate([r.log_probabilities for r in Scorer(self.model, share=share).score(probe)])
         cast_(self.model, torch.float32)   # half precision would blur the comparison; there and back loses nothing
         try: return bool(np.allclose(one(True), one(False), atol=1e-3))
@@ -132,10 +137,10 @@ class Scorer:
         bar = tqdm(total=len(order), desc=progress, unit='option', ncols=88, mininterval=2, disable=not progress)
         while order:
             for start, members in self._rows(order, whole, requests):
+                tree = _Tree(start)
+                paths = {i: tree.add(whole[i][:-1]) for i in members}
                 try:
                     if self.share: cache, trunk = self._trunk(cache, trunk, whole[members[0]][:start])
-                    tree = _Tree(start)
-                    paths = {i: tree.add(whole[i][:-1]) for i in members}
                     scored = self._run(tree, cache, [(paths[i][len(requests[i].context) - 1 - start:], requests[i].continuation) for i in members])
                 except (MemoryError, RuntimeError) as e:   # smaller rows, as long as there can be any
                     if len(members) == 1 or 'memory' not in str(e).lower(): raise
@@ -260,13 +265,14 @@ def generate_answers(model, tokenizer, contexts:list,   # prompts
     "Greedy answers, to the end of the line"
     import copy
     from tqdm import tqdm
-    from transformers import DynamicCache
-    room = getattr(model.config, 'max_position_embeddings', None) or 10**9
+    from transformers import DynamicCache, GenerationConfig
+    room, own = _room(model), model.generation_config
+    how = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=max_tokens, pad_token_id=tokenizer.pad_token_id or 0, eos_token_id=own.eos_token_id, bos_token_id=own.bos_token_id, stop_strings=['\n'])
     ids, out = [tokenizer(c, add_special_tokens=not rendered)['input_ids'] for c in contexts], [None]*len(contexts)
     longest = max(map(len, ids), default=0)
     if longest + max_tokens > room: raise StudyError(f"a prompt of {longest} tokens leaves no room for {max_tokens} more in the model's context (allowed: at most {room} together)")
     pad, device = tokenizer.pad_token_id or 0, next(model.parameters()).device
-    plain_cache = type(model(input_ids=torch.tensor([ids[0][:2]], device=device), use_cache=True).get('past_key_values')) is DynamicCache if ids else False
+    plain_cache = bool(ids) and not _windowed(model) and type(model(input_ids=torch.tensor([ids[0][:2]], device=device), use_cache=True).get('past_key_values')) is DynamicCache
     bar = tqdm(total=len(ids), desc=progress, unit='answer', ncols=88, mininterval=2, disable=not progress)
     for trunk, group in _by_beginning(ids) if plain_cache else [(0, range(len(ids)))]:
         cache = DynamicCache(config=model.config) if trunk else None
@@ -281,7 +287,10 @@ def generate_answers(model, tokenizer, contexts:list,   # prompts
             if trunk:
                 given = dict(past_key_values=copy.deepcopy(cache))
                 given['past_key_values'].batch_repeat_interleave(len(members))
-            made = model.generate(input_ids=batch, attention_mask=mask, **given, do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=max_tokens, pad_token_id=pad, stop_strings=['\n'], tokenizer=tokenizer)
+            try:   # a checkpoint's own settings may ask for penalties and the like: not here
+                model.generation_config = how
+                made = model.generate(input_ids=batch, attention_mask=mask, **given, tokenizer=tokenizer)
+            finally: model.generation_config = own
             for i, row in zip(members, made): out[i] = tokenizer.decode(row[width:], skip_special_tokens=True).split('\n')[0].strip()
             bar.update(len(members))
     bar.close()

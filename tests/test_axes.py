@@ -218,7 +218,7 @@ def test_a_level_that_does_not_fit_is_left_out_whole(runs, monkeypatch):
 
 @pytest.mark.parametrize("experiment, words, told", [
     ("03_options", ["options=9"], "no question of task 'facts' has so many options"), ("03_options", ["options=8 2"], "options='8 2' is not a list of levels"), ("03_options", ["task=squad"], "task='squad' has no options to choose from"),
-    ("04_context", ["task=quartz"], "task='quartz' has no passages"), ("05_kshot", ["shots=0 1000"], "k=1000 demonstrations are impossible"), ("05_kshot", ["shot=4"], "did you mean 'shots'?"),
+    ("04_context", ["task=quartz"], "task='quartz' has no passages"), ("05_kshot", ["shots=1000"], "shots='1000': task 'facts' has"), ("03_options", ["shots=1000"], "shots=1000 demonstrations are impossible"), ("06_qa_format", ["max_eval=1"], "max_eval=1 leaves no standard error"), ("05_kshot", ["shot=4"], "did you mean 'shots'?"),
     ("06_qa_format", ["task=squad"], "has no both options and free answers"), ("06_qa_format", ["method=rtn", "bits=0"], "bits=0 is out of range"), ("06_qa_format", ["score=acc"], "unknown score 'acc'")])
 def test_a_bad_parameter_is_one_line(experiment, words, told, runs):
     with pytest.raises(StudyError, match=None) as e:
@@ -258,3 +258,78 @@ def test_models_without_shared_beginnings_are_asked_one_by_one(capsys):
     assert not scorer.share
     for s, r in zip(scorer.score(requests), requests):
         assert np.allclose(s.log_probabilities, naive(model, r)[0], atol=2e-5)
+
+
+def windowed(name):
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM, MistralConfig, MistralForCausalLM
+    torch.manual_seed(0)
+    if name == "gpt_neo":
+        return GPTNeoForCausalLM(GPTNeoConfig(hidden_size=16, num_layers=2, num_heads=2, vocab_size=50, window_size=32, attention_types=[[["global", "local"], 1]], bos_token_id=0, eos_token_id=0)).eval()
+    return MistralForCausalLM(MistralConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, vocab_size=50, sliding_window=16)).eval()
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "mistral"])
+def test_models_with_windows_are_asked_one_by_one(name):
+    "A window counts places; merged rows would move them"
+    model, g = windowed(name), torch.Generator().manual_seed(0)
+    shots = tuple(torch.randint(1, 50, (110,), generator=g).tolist())
+    requests = [Request(shots + (a, b), (c,)) for a, b, c in torch.randint(1, 50, (8, 3), generator=g).tolist()]
+    scorer = Scorer(model)
+    assert not scorer.share
+    for s, r in zip(scorer.score(requests), requests):
+        assert np.allclose(s.log_probabilities, naive(model, r)[0], atol=2e-5)
+
+
+def test_generation_is_greedy_whatever_the_checkpoint_asks(smollm2):
+    model, tokenizer = smollm2
+    data = load_questions("facts", max_eval=5, kind="capital")
+    prompts = [prompt(q, demonstrations(data, 4, question=q)) for q in data.asked]
+    expected, own = generate_answers(model, tokenizer, prompts, max_tokens=6), model.generation_config
+    try:
+        model.generation_config = type(own)(**{**own.to_diff_dict(), "use_cache": False, "repetition_penalty": 1.5, "do_sample": True, "temperature": 2.0})
+        assert generate_answers(model, tokenizer, prompts, max_tokens=6) == expected
+    finally:
+        model.generation_config = own
+
+
+@pytest.mark.parametrize("task", ["facts", "quartz", "logiqa", "arc_easy", "mmlu", "squad"])
+def test_no_question_is_asked_twice(task, request):
+    if task not in ("facts", "quartz", "logiqa"):
+        request.getfixturevalue("mirror")
+    data = load_questions(task)
+    assert len({(q.question, frozenset(q.options), q.passage) for q in data.asked}) == len({q.id for q in data.asked}) == len(data.asked)
+    if task == "logiqa":
+        assert "left out: repeated" in data.notes[0]
+
+
+def test_defaults_suit_every_task(mirror):
+    "mmlu has few demonstrations for a subject: levels beyond them are left out and said"
+    bench = axes._open(ShotsConfig(task="mmlu", max_eval=40))
+    assert [c.level for c in bench.conditions][-1] <= 5 and any("there are only" in n for n in bench.notes)
+    shots, asked = axes._open(ContextConfig(task="squad", max_eval=6, passages="1 3")), load_questions("squad", 6)
+    for c in shots.conditions:
+        for q, text in zip(c.questions, c.contexts):
+            assert text.count("Passage: ") == 2 + c.level   # the demonstrations' own, and as many as the level says
+    assert asked.asked == shots.data.asked
+
+
+def test_other_passages_are_nobodys(smollm2):
+    "In 04 neither the others' passages nor the demonstrations' hold the answer"
+    from junkdna_nb.questions import holds_answer
+    config = ContextConfig(max_eval=20, passages="1 10")
+    data, _ = axes._askable(config)
+    for c in axes._for_passages(config, data, prompt):
+        for q, text in zip(c.questions, c.contexts):
+            shown = [line.removeprefix("Passage: ") for line in text.split("\n") if line.startswith("Passage: ")]
+            assert len(shown) == len(set(shown)) == 2 + c.level and [holds_answer(p, q) for p in shown].count(True) == 1 and shown[-1] == q.passage
+
+
+def test_spelling_of_levels_makes_no_difference(runs):
+    axes.run(OptionsConfig(options="2,3", max_eval=3, shots=0))
+    record = axes.run(OptionsConfig(options=[2, 3], sparsity=0.4, max_eval=3, shots=0))
+    assert set(axes.siblings(record)["how"]) == {"dense", "magnitude, 30%", "magnitude, 40%"}
+    axes.draw_levels(record, "options")
+    assert ShotsConfig(shots=4.0) == ShotsConfig(shots="4")
+    for bad in ("all", "", "2 2"):
+        with pytest.raises(StudyError, match="shots="):
+            ShotsConfig(shots=bad)
