@@ -133,7 +133,7 @@ def summarise(items:pd.DataFrame,   # of `ask_all`
         value, se, n = _mean(part, 'correct')
         free = part['format'].iloc[0] == 'open'
         by_draw = part.groupby('draw')['correct'].mean()
-        row = dict(level=level, metric='exact_match' if free else 'accuracy', value=value, se=se, n=n, draws=len(by_draw), draw_sd=float(by_draw.std()) if len(by_draw) > 1 else None,
+        row = dict(level=level, metric='exact_match' if free else 'accuracy', value=value, se=se, n=n, n_draws=len(by_draw), draw_sd=float(by_draw.std()) if len(by_draw) > 1 else None,
                    chance=0.0 if free else float((1/part['options']).mean()))
         if free: row |= dict(zip(('f1', 'f1_se'), _mean(part, 'f1')))
         else: row |= {s: float((part[f'chosen_{s}'] == part['gold']).mean()) for s in SCORES} | dict(greedy=float(np.mean([g[int(i)] for g, i in zip(part['greedy'], part['gold'])])))
@@ -299,7 +299,7 @@ def draw_levels(record:dict,   # of 03-06
     runs = sorted(rows.groupby('how', sort=True), key=lambda g: g[0] != 'dense')
     for i, (how, part) in enumerate(runs):
         part = part[part['level'].isin(levels)].sort_values('level', key=lambda c: c.map(place))
-        x, style = part['level'].map(place) + 0.06*(i - (len(runs) - 1)/2), dict(marker='osD^vP*Xh'[i % 9], ms=5, lw=1.2, capsize=2, color='0.2' if how == 'dense' else f'C{i}', label=how)
+        x, style = part['level'].map(place) + 0.06*(i - (len(runs) - 1)/2), dict(marker='osD^vP*Xh'[i % 9], ms=5, lw=1.2, capsize=2, color='0.2' if how == 'dense' else f'C{i - (runs[0][0] == "dense")}', label=how)
         left.errorbar(x, part['value'], part['se'], **style)
         if how != 'dense' and 'relative_performance' in part: right.errorbar(x, part['relative_performance'], part['relative_se'], **style)
     chance = [l['chance'] for l in record['levels']]

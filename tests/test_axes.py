@@ -181,7 +181,7 @@ def test_a_run_leaves_a_record_of_every_item(config, runs, capsys):
     assert len(items) == sum(config.max_eval * d for d in draws.values())
     for level in record["levels"]:
         part = items[items["level"].astype(str) == str(level["level"])]
-        assert level["value"] == pytest.approx(part["correct"].mean()) and level["n"] == config.max_eval and level["draws"] == draws[level["level"]]
+        assert level["value"] == pytest.approx(part["correct"].mean()) and level["n"] == config.max_eval and level["n_draws"] == draws[level["level"]]
         means = part.groupby("id")["correct"].mean()
         assert level["se"] == pytest.approx(means.std() / len(means) ** 0.5)
     assert record["metric"] in record["metrics"] and max(record["context"]["longest"].values()) <= record["context"]["room"]
@@ -195,7 +195,8 @@ def test_a_run_leaves_a_record_of_every_item(config, runs, capsys):
             expected = 0.5 if config.pattern == "nm" else config.sparsity
             assert record["certificate"]["evaluation"]["sparsity"] == pytest.approx(expected, abs=0.002)
     assert len(closing_lines(record)) >= 3 and set(load_levels(config.experiment)["level"].astype(str)) == set(map(str, levels))
-    axes.draw_levels(record, "level")
+    left, right = axes.draw_levels(record, "level").axes
+    assert len(left.get_lines()[0].get_xdata()) == len(levels)   # no level is lost on the way through the records
     capsys.readouterr()
     if config.method != "none":   # again: the baseline is found, and the same numbers come out
         assert axes.run(config)["metrics"] == record["metrics"] and "dense baseline: found" in capsys.readouterr().out
