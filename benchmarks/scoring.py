@@ -17,7 +17,7 @@ from junkdna_nb.models import cast_, load_decoder, load_tokenizer, resolve_model
 from junkdna_nb.questions import demonstrations, load_questions, prompt, with_options, with_passages
 from junkdna_nb.scoring import Scorer, make_request
 
-args = arguments(n=60, shots=5, precision="fp32", context=0, batch_size=16, repeats=2)
+args = arguments(n=40, shots=5, precision="fp32", context=0, batch_size=16, repeats=2)
 with contextlib.redirect_stderr(io.StringIO()):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM

@@ -13,7 +13,7 @@ import pytest
 from conftest import BIN, ROOT, command
 
 from junkdna_nb.core import load_items, load_record, load_runs
-from junkdna_nb.experiments import GlueConfig
+from junkdna_nb.experiments import EXPERIMENTS, GlueConfig
 
 NOTEBOOK = ROOT / "nbs" / "02_glue.ipynb"
 SMALL = [w for k, v in dict(max_train=32, max_eval=24, epochs=1, max_length=16).items() for w in ("-p", k, v)]
@@ -31,13 +31,14 @@ def outputs(nb):
     return "".join(o.get("text", "") for c in nb.cells for o in c.get("outputs", []) if o.output_type == "stream")
 
 
-def test_defaults_are_written_once():
+@pytest.mark.parametrize("config", EXPERIMENTS.values(), ids=lambda c: c.experiment)
+def test_defaults_are_written_once(config):
     "The parameters cell and the configuration agree, name by name"
-    cell = {k: v["default"] for k, v in papermill.inspect_notebook(str(NOTEBOOK)).items()}
-    assert list(cell) == [f.name for f in dataclasses.fields(GlueConfig)]
+    cell = {k: v["default"] for k, v in papermill.inspect_notebook(str(ROOT / "nbs" / f"{config.experiment}.ipynb")).items()}
+    assert set(cell) == {f.name for f in dataclasses.fields(config)}
     space = {}
     exec("\n".join(f"{k} = {v}" for k, v in cell.items()), space)
-    assert GlueConfig.make(**{k: space[k] for k in cell}) == GlueConfig()
+    assert config.make(**{k: space[k] for k in cell}) == config()
 
 
 @pytest.mark.parametrize("where,how", [("root", "piped"), ("nbs", "piped"), ("root", "path")])
