@@ -9,7 +9,8 @@ __all__ = ['CONDITIONS', 'Condition', 'ask_all', 'summarise', 'paired', 'run', '
 import hashlib, json
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -56,9 +57,12 @@ def _for_options(config, data, ask):
             yield Condition(n, draw, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
 
 def _for_passages(config, data, ask):
-    every = {q.id: [s for s in demonstrations(data, len(_pool(data, q)), config.seed, q) if s.passage != q.passage and not holds_answer(s.passage, q)] for q in data.asked}
-    if min(map(len, every.values())) < config.shots: raise StudyError(f"shots={config.shots}: a question has only {min(map(len, every.values()))} demonstrations that do not hold its answer (allowed: at most so many)")
-    shots = lambda q: every[q.id][:config.shots]
+    orders = {kind: demonstrations(data, len(_pool(data, q)), config.seed, q) for kind, q in {q.kind: q for q in data.asked}.items()}
+    @lru_cache(None)
+    def shots(q):
+        found = tuple(islice((s for s in orders[q.kind] if s.passage != q.passage and not holds_answer(s.passage, q)), config.shots))
+        if len(found) < config.shots: raise StudyError(f"shots={config.shots}: question {q.id!r} has only {len(found)} demonstrations that do not hold its answer (allowed: 0 to {len(found)})")
+        return found
     for n in config.levels:
         shown = lambda q: with_passages(data, q, n - 1, config.position, {s.passage for s in shots(q)}) if n else ()
         yield Condition(n, 0, data.asked, tuple(ask(q, shots(q), shown(q), n > 0) for q in data.asked))
@@ -85,12 +89,11 @@ def _usual_options(data): return Counter(len(q.options) for q in data.asked).mos
 
 def _askable(config):
     "Which questions can be asked at every level"
-    kind = '' if config.kind == 'all' else config.kind
-    data = load_questions(config.task, 0, kind)
+    data = load_questions(config.task, 0, config.kind)
     if config.experiment == '03_options': least = max(config.levels or [_usual_options(data)])
     else: least = config.options if config.experiment == '06_qa_format' else 0
     passages = config.experiment == '04_context'
-    chosen = load_questions(config.task, config.max_eval, kind, lambda q: len(q.options) >= least and (q.answers or config.experiment not in ('04_context', '06_qa_format')) and (q.passage or not passages))
+    chosen = load_questions(config.task, config.max_eval, config.kind, lambda q: len(q.options) >= least and (q.answers or config.experiment not in ('04_context', '06_qa_format')) and (q.passage or not passages))
     if not chosen.asked and passages: raise StudyError(f"the questions of task {config.task!r} come without passages here ({data.origin})")
     if not chosen.asked: raise StudyError(f"options={least}: no question of task {config.task!r} has so many options (allowed: at most {max(len(q.options) for q in data.asked)})")
     return chosen, [f'{data.available - chosen.available:,} of {data.available:,} questions are not asked: they have fewer than {least} options'] if least and chosen.available < data.available else []

@@ -281,9 +281,12 @@ def demonstrations(data:QuestionData,
     if not 0 <= k <= len(there): raise StudyError(f"k={k} demonstrations are impossible for task {data.task.name!r} (allowed: 0 to {len(there)})")
     return tuple(sorted(there, key=lambda q: _rank('shot', str(seed), q.id))[:k])
 
+@lru_cache(1 << 14)
+def _normal(passage): return f' {normalize_answer(passage)} '
+
 def holds_answer(passage:str, question:Question) -> bool:
     "Does a passage contain an accepted answer, as whole words, after normalisation?"
-    text = f' {normalize_answer(passage)} '
+    text = _normal(passage)
     return any(f' {a} ' in text for a in map(normalize_answer, question.answers) if a)
 
 def with_passages(data:QuestionData, question:Question,
