@@ -18,7 +18,7 @@ import torch
 
 from .calibration import load_text
 from .compress import compress
-from .core import StudyError, check_writable, find_baseline, load_items, load_levels, run_recorded, runs_dir, seed_everything
+from .core import StudyError, load_items, load_levels, run_with_baseline, seed_everything
 from .experiments import DecoderConfig
 from .models import ModelSource, cast_, count_parameters, load_decoder, load_tokenizer, resolve_model, resolve_precision
 from .pruning import certify
@@ -265,17 +265,8 @@ def paired(items:pd.DataFrame) -> dict:   # of 06: counts of facts, and their sh
 
 def run(config:DecoderConfig) -> dict:
     "One run of an experiment with a decoder, and its dense baseline if there is none yet; returns the record"
-    check_writable(runs_dir(config.experiment))
-    bench = _open(config)
-    print(f'scale: {bench.scale}', flush=True)
-    if config.method == 'none': return run_recorded(config, lambda c, r: _cell(c, r, bench))
-    baseline = config.but(method='none')
-    dense = find_baseline(baseline, bench.fingerprints, bench.precision)
-    if dense: print(f"dense baseline: found, {dense['name']}", flush=True)
-    else:
-        print('dense baseline: not found for this model, data and arithmetic; asking it first', flush=True)
-        dense = run_recorded(baseline, lambda c, r: _cell(c, r, bench))
-    return run_recorded(config, lambda c, r: _cell(c, r, bench, dense))
+    return run_with_baseline(config, _open, _cell, 'asking')
+
 
 # %% ../nbs/01cb_axes.ipynb #0b069f2a
 _COMPRESSION = {'method', 'pattern', 'sparsity', 'granularity', 'n_kept', 'm_group', 'bits', 'group_size', 'symmetric', 'calibration', 'calibration_windows', 'calibration_length'}

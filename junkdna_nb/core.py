@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA_VERSION', 'StudyError', 'DamagedError', 'nearest', 'param', 'Config', 'project_root', 'cache_dir',
            'runs_dir', 'temporary_for', 'remove_stale', 'write_atomic', 'check_writable', 'seed_everything',
-           'environment', 'resident_memory', 'peak_memory', 'sha256_file', 'save_record', 'load_record', 'load_items',
-           'find_record', 'find_baseline', 'load_runs', 'load_levels', 'run_recorded', 'in_test', 'rehearsal']
+           'code_version', 'environment', 'resident_memory', 'peak_memory', 'sha256_file', 'folder_version',
+           'save_record', 'load_record', 'load_items', 'find_record', 'valid_record', 'find_baseline', 'load_runs',
+           'load_levels', 'new_record', 'run_recorded', 'run_with_baseline', 'in_test', 'rehearsal']
 
 # %% ../nbs/00_core.ipynb #0d11148c
-import contextlib, dataclasses, difflib, hashlib, json, os, platform, re, resource, subprocess, sys, tempfile, time, traceback, warnings
+import contextlib, dataclasses, difflib, hashlib, importlib.util, json, os, platform, re, resource, subprocess, sys, tempfile, time, traceback, warnings
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
+
+from functools import lru_cache
 
 from fastcore.basics import patch
 
@@ -100,6 +103,11 @@ class Config:
     def unused(self) -> list:
         "Fields that have no effect on this configuration's result"
         return sorted({f.name for f in dataclasses.fields(self) if not f.metadata['runtime']} - set(self.canonical()))
+    def sources(self) -> dict:
+        "Name -> version of what a result depends on beside the parameters: the model, the data"
+        return {}
+    def baseline(self):
+        "The configuration of the dense run this one is compared with; None if it is one itself"
     def slug(self) -> list:
         "The parts of a readable name, before the digest"
         return []
@@ -107,7 +115,7 @@ class Config:
     @property
     def digest(self) -> str:
         "12 hexadecimal digits that name this configuration"
-        content = json.dumps([self.experiment, self.revision, self.canonical()], sort_keys=True)
+        content = json.dumps([self.experiment, self.revision, self.canonical(), self.sources()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
     @property
     def name(self) -> str:
@@ -227,12 +235,27 @@ def _git(*args):
 def _version(package):
     with contextlib.suppress(metadata.PackageNotFoundError): return metadata.version(package)
 
+_LOOKING_ON = {'runner', 'sweep', 'cli', 'difficulty', 'harness', '_modidx'}   # modules that cannot change a result
+
+@lru_cache(maxsize=None)
+def code_version() -> str:
+    "16 digits that change with any statement of the package that can change a result; comments and docstrings do not count"
+    import ast
+    found = []
+    for path in sorted(Path(importlib.util.find_spec('junkdna_nb').submodule_search_locations[0]).glob('*.py')):
+        if path.stem in _LOOKING_ON: continue
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant): node.body[0].value.value = ''
+        found.append([path.stem, ast.dump(tree)])
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
 def environment() -> dict:
     "Versions, machine, device, threads and code state, for the record"
     cpu = next((l.split(':', 1)[1].strip() for l in _lines('/proc/cpuinfo') if l.startswith('model name')), platform.processor())
     env = dict(python=platform.python_version(), platform=platform.platform(), cpu=cpu, cores=os.cpu_count(),
                versions={p: v for p in PACKAGES if (v := _version(p))},
-               code=dict(version=_version('junkdna_nb'), commit=_git('rev-parse', 'HEAD') or None,
+               code=dict(version=_version('junkdna_nb'), fingerprint=code_version(), commit=_git('rev-parse', 'HEAD') or None,
                          dirty=bool(_git('status', '--porcelain', '--', 'junkdna_nb'))))
     if torch := sys.modules.get('torch'):
         gpu = torch.cuda.is_available()
@@ -261,6 +284,16 @@ _REQUIRED = dict(schema_version=int, experiment=str, name=str, digest=str, statu
 def sha256_file(path) -> str:
     "SHA-256 of a file's content, hexadecimal"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+@lru_cache(maxsize=None)
+def _sha256_of(path, size, mtime): return sha256_file(path)
+
+def folder_version(folder,         # of a mirror
+                   pattern='**/*'  # of the files that count
+    ) -> str:                      # 16 hexadecimal digits
+    "Names and contents of a folder's files as one hash; an unchanged file is read once per process"
+    files = sorted(p for p in Path(folder).glob(pattern) if p.is_file() and not p.name.startswith('.'))
+    return hashlib.sha256(json.dumps([[str(p.relative_to(folder)), _sha256_of(p, p.stat().st_size, p.stat().st_mtime_ns)] for p in files]).encode()).hexdigest()[:16]
 
 def _parquet(items):
     import io
@@ -299,12 +332,13 @@ def load_record(path) -> dict:
     except ValueError as e: raise StudyError(f"record {path} is not valid: {e}") from None
     return {**record, 'path': str(path)}
 
-def load_items(record:dict):
-    "The per-item outcomes of a loaded record, checked against its SHA-256, as a DataFrame"
-    import pandas as pd
+def load_items(record:dict, read:bool=True):
+    "The per-item outcomes of a loaded record, checked against its SHA-256, as a DataFrame (or only checked)"
     if not record.get('items'): raise StudyError(f"record {record['name']} has no items")
     path = Path(record['path']).with_name(record['items']['file'])
     if not path.is_file() or sha256_file(path) != record['items']['sha256']: raise StudyError(f"{path} is missing or not the one its record describes")
+    if not read: return None
+    import pandas as pd
     return pd.read_parquet(path)
 
 # %% ../nbs/00_core.ipynb #807c7d7b
@@ -320,6 +354,13 @@ def find_record(config:Config) -> dict | None:
         with contextlib.suppress(StudyError):
             record = load_record(path)
             if record['status'] == 'ok': return record
+
+def valid_record(config:Config) -> dict | None:
+    "The record of a configuration whose items, too, are as they were written, or None"
+    record = find_record(config)
+    with contextlib.suppress(StudyError):
+        if record and record.get('items'): load_items(record, read=False)
+        return record
 
 def find_baseline(config:Config,      # of the dense run
                   fingerprints:dict,  # of weights and data
@@ -368,6 +409,11 @@ def load_levels(experiment:str,     # notebook name, e.g. '03_options'
 
 
 # %% ../nbs/00_core.ipynb #6fe80b3f
+def new_record(config:Config) -> dict:
+    "What a record begins with"
+    return dict(schema_version=SCHEMA_VERSION, experiment=config.experiment, name=config.name, digest=config.digest, status='ok', error=None,
+                created=datetime.now(timezone.utc).isoformat(timespec='seconds'), config=dataclasses.asdict(config), unused=config.unused(), metrics={}, timings={})
+
 def run_recorded(config:Config,  # names and is stored in the record
                  work,           # (config, record) -> items DataFrame or None; fills `record`
     ) -> dict:                   # the record, as `load_record` gives it
@@ -375,8 +421,7 @@ def run_recorded(config:Config,  # names and is stored in the record
     folder = runs_dir(config.experiment)
     check_writable(folder)
     start = time.perf_counter()
-    record = dict(schema_version=SCHEMA_VERSION, experiment=config.experiment, name=config.name, digest=config.digest, status='ok', error=None,
-                  created=datetime.now(timezone.utc).isoformat(timespec='seconds'), config=dataclasses.asdict(config), unused=config.unused(), metrics={}, timings={})
+    record = new_record(config)
     def close():
         record['timings']['total_s'] = round(time.perf_counter() - start, 3)
         return {**record, 'environment': {**environment(), **record.get('environment', {})}, 'peak_memory_bytes': peak_memory()}
@@ -387,6 +432,30 @@ def run_recorded(config:Config,  # names and is stored in the record
             with contextlib.suppress(Exception): save_record(close(), folder=folder)
         raise
     return load_record(save_record(close(), items, folder))
+
+def run_with_baseline(config:Config,
+                      open_,     # config -> what the run and its dense baseline share; has `scale`, `fingerprints` and `precision`
+                      cell,      # (config, record, shared, dense record or None) -> items; fills the record
+                      verb:str,  # what is done to a missing baseline
+    ) -> dict:                   # the record
+    "One run, and before it its dense baseline if there is none yet that fits"
+    check_writable(runs_dir(config.experiment))
+    start = time.perf_counter()
+    shared = open_(config)
+    opened = round(time.perf_counter() - start, 3)
+    print(f'scale: {shared.scale}', flush=True)
+    def recorded(config, dense=None):
+        def work(config, record):
+            record['timings']['open_s'] = opened
+            return cell(config, record, shared, dense)
+        return run_recorded(config, work)
+    if (baseline := config.baseline()) is None: return recorded(config)
+    dense = find_baseline(baseline, shared.fingerprints, shared.precision)
+    if dense: print(f"dense baseline: found, {dense['name']}", flush=True)
+    else:
+        print(f'dense baseline: not found for this model, data and arithmetic; {verb} it first', flush=True)
+        dense = recorded(baseline)
+    return recorded(config, dense)
 
 # %% ../nbs/00_core.ipynb #d28e041c
 def in_test() -> bool:

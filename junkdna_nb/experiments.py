@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from .core import Config, StudyError, param, sha256_file
-from .models import check_model_name
-from .questions import QUESTIONS
-from .tasks import TASKS
+from .models import check_model_name, model_version
+from .questions import QUESTIONS, question_version
+from .tasks import TASKS, task_version
 
 # %% ../nbs/00c_experiments.ipynb #cee48072
 MODES = ('dense', 'sparse', 'dense_frozen', 'sparse_to_dense', 'quantized')
@@ -72,6 +72,10 @@ class Compressed(Config):
         if 'calibration' not in idle and Path(self.calibration).is_file(): fields['calibration'] = 'sha256:' + sha256_file(Path(self.calibration))   # the text counts, not where it lies
         return {k: v for k, v in fields.items() if k not in idle}
 
+    def sources(self):
+        where = QUESTIONS if self.task in QUESTIONS else TASKS
+        return dict(model=model_version(self.model), data=(question_version if where is QUESTIONS else task_version)(self.task))
+
     def amount(self) -> str:
         "How much is taken away, for names of files and lines of figures"
         return f'b{self.bits}' if self.rounds else f's{self.sparsity:g}' if self.pattern == 'unstructured' else f'{self.n_kept}of{self.m_group}'
@@ -111,6 +115,8 @@ class GlueConfig(Compressed):
     def idle(self):
         names = super().idle()
         return names if self.prunes else names | {'method', *_TEXT}
+
+    def baseline(self): return None if self.mode == 'dense' else self.but(mode='dense')
 
     def slug(self):
         how = [] if self.mode == 'dense' else [self.amount()] if self.rounds else [self.method, self.amount()]
@@ -161,6 +167,7 @@ class DecoderConfig(Compressed):
     def levels_text(self) -> str: return getattr(self, self.axis)
 
     def canonical(self): return super().canonical() | ({self.axis: self.levels} if self.axis else {})
+    def baseline(self): return None if self.method == 'none' else self.but(method='none')
     def slug(self):
         how = [] if self.method == 'none' else [self.amount()]
         return [self.task, *([] if self.kind == 'all' else [self.kind]), self.model, 'dense' if self.method == 'none' else self.method, *how, *([] if self.template == 'plain' else [self.template]), f'seed{self.seed}']

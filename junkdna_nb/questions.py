@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RELATIONS', 'QUESTIONS', 'STYLES', 'Question', 'normalize_answer', 'exact_match', 'answer_f1', 'QuestionTask',
-           'get_questions', 'QuestionData', 'load_questions', 'with_options', 'demonstrations', 'holds_answer',
-           'with_passages', 'answer_texts', 'prompt', 'chat_template']
+           'get_questions', 'question_version', 'QuestionData', 'load_questions', 'with_options', 'demonstrations',
+           'holds_answer', 'with_passages', 'answer_texts', 'prompt', 'chat_template']
 
 # %% ../nbs/00e_questions.ipynb #d6f7d13a
 import hashlib, json, math, os, re, string, unicodedata
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from .core import StudyError, nearest
+from .core import StudyError, folder_version, nearest
 from .packages import Packaged, fetch, read_member
 from .tasks import EVALS_PACKAGE
 
@@ -188,11 +188,22 @@ def get_questions(name:str) -> QuestionTask:
     if name not in QUESTIONS: raise StudyError(f"unknown task {name!r}{nearest(name, QUESTIONS)} (allowed: {', '.join(QUESTIONS)})")
     return QUESTIONS[name]
 
+def _mirrored(task):
+    "Folder of a task's data in `$JUNKDNA_MIRROR`, or None"
+    mirror = os.environ.get('JUNKDNA_MIRROR')
+    return Path(mirror)/task.source if mirror and (Path(mirror)/task.source).is_dir() else None
+
+def question_version(name:str) -> str:
+    "What is known of a task's questions without loading them: the packaged archive's pinned hash, the content of the mirror's files, else 'hub'"
+    task = get_questions(name)
+    if task.source == 'package': return (_COUNTRYINFO if name == 'facts' else EVALS_PACKAGE).sha256[:16]
+    folder = _mirrored(task)
+    return folder_version(folder) if folder else 'hub'
+
 def _hub_rows(task):
     "split -> rows, and where they came from"
     import datasets
-    mirror = os.environ.get('JUNKDNA_MIRROR')
-    folder = Path(mirror)/task.source if mirror and (Path(mirror)/task.source).is_dir() else None
+    folder = _mirrored(task)
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try: data = datasets.load_dataset(str(folder or task.source), task.config)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'METRICS', 'EVALS_PACKAGE', 'Task', 'get_task', 'chance_level', 'bootstrap_se', 'score', 'editorials',
-           'rater_accuracy', 'nested_order', 'subset', 'TaskData', 'load_task']
+           'rater_accuracy', 'task_version', 'nested_order', 'subset', 'TaskData', 'load_task']
 
 # %% ../nbs/00b_tasks.ipynb #205e4805
 import hashlib, json, os
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from .core import StudyError, nearest
+from .core import StudyError, folder_version, nearest
 from .packages import Packaged, fetch, read_member
 
 # %% ../nbs/00b_tasks.ipynb #d86c7019
@@ -178,11 +178,21 @@ def rater_accuracy(ratings  # one list of numbers per sentence
     return float(np.mean(per_sentence)), float(np.std(per_sentence, ddof=1)/len(per_sentence)**0.5) if len(per_sentence) > 1 else 0.0
 
 # %% ../nbs/00b_tasks.ipynb #abcb3414
+def _mirrored_glue():
+    mirror = os.environ.get('JUNKDNA_MIRROR')
+    return Path(mirror)/'nyu-mll'/'glue' if mirror else None
+
+def task_version(name:str) -> str:
+    "What is known of a task's data without loading it: the packaged archive's pinned hash, the content of the mirror's files, else 'hub'"
+    task = get_task(name)
+    if task.source != 'glue': return (_VADER if task.source == 'vader' else EVALS_PACKAGE).sha256[:16]
+    path = _mirrored_glue()
+    return folder_version(path/task.key) if path and path.is_dir() else 'hub'
+
 def _glue_splits(task):
     import datasets
     from huggingface_hub import snapshot_download
-    mirror = os.environ.get('JUNKDNA_MIRROR')
-    path = Path(mirror)/'nyu-mll'/'glue' if mirror else None
+    path = _mirrored_glue()
     mirrored = path is not None and path.is_dir()
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .calibration import load_text
 from .compress import effective_bits
-from .core import DamagedError, StudyError, cache_dir, check_writable, environment, find_baseline, load_items, run_recorded, runs_dir, seed_everything, write_atomic
+from .core import DamagedError, StudyError, cache_dir, load_items, run_with_baseline, seed_everything, write_atomic
 from .experiments import GlueConfig
 from .models import ModelSource, count_parameters, load_classifier, load_tokenizer, quiet, resolve_model, resolve_precision
 from .pruning import Masks, Weight, certify, hash_weights, make_masks, prunable
@@ -382,14 +382,5 @@ def _masked(config, model, fresh, bench):
 # %% ../nbs/01b_transfer.ipynb #9abf3e75
 def run(config:GlueConfig) -> dict:
     "One cell of the study, and its dense baseline if there is none yet; returns the record"
-    check_writable(runs_dir(config.experiment))
-    bench = _open(config)
-    print(f'scale: {bench.scale}', flush=True)
-    if config.mode == Mode.dense: return run_recorded(config, lambda c, r: _cell(c, r, bench))
-    baseline = config.but(mode='dense')
-    dense = find_baseline(baseline, bench.fingerprints, bench.precision)
-    if dense: print(f"dense baseline: found, {dense['name']}", flush=True)
-    else:
-        print('dense baseline: not found for this model, data and arithmetic; training it first', flush=True)
-        dense = run_recorded(baseline, lambda c, r: _cell(c, r, bench))
-    return run_recorded(config, lambda c, r: _cell(c, r, bench, dense))
+    return run_with_baseline(config, _open, _cell, 'training')
+
