@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'parse_params', 'Failed', 'run', 'sweep', 'find_runs', 'runs', 'find_digest', 'show', 'clean', 'main']
 
 # %% ../nbs/01eb_cli.ipynb #f6a30de0
-import contextlib, json, os, re, shutil, statistics, sys, time
+import contextlib, os, re, statistics, sys, time
 from datetime import datetime
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Failed(StudyError):
     "A request that was right and did not succeed"
 
 def run(experiment:str,   # name of the notebook, e.g. 02_glue
-        params:Param('its parameters as name=value, e.g. sparsity=0.5 task=sarcasm', nargs='*')=()):
+        params:Param('its parameters as name=value, e.g. sparsity=0.5 task=sarcasm', opt=False, nargs='*')=()):
     "Run one experiment notebook through papermill."
     config, params = parse_params(get_experiment(experiment), params)
     project_root()
@@ -117,10 +117,10 @@ def _age(created):
 
 def _how(r):
     "Mode, method and amount of one row of `load_runs`"
-    mode, method = r.get('mode'), r.get('method')
+    mode, method = (r.get(k) if isinstance(r.get(k), str) else '' for k in ('mode', 'method'))
     if mode == 'dense' or method == 'none': return 'dense', '', ''
-    if mode == 'quantized' or method in ('rtn', 'gptq'): return mode or '', 'rtn' if mode else method, f"{r['bits']:.0f} bits"
-    return mode or '', method, f"{r['n_kept']:.0f}:{r['m_group']:.0f}" if r['pattern'] == 'nm' else f"{r['sparsity']:g}"
+    if mode == 'quantized' or method in ('rtn', 'gptq'): return mode, 'rtn' if mode else method, f"{r['bits']:.0f} bits"
+    return mode, method, f"{r['n_kept']:.0f}:{r['m_group']:.0f}" if r['pattern'] == 'nm' else f"{r['sparsity']:g}"
 
 def find_runs(filters=(),   # words name=value; a bare word is an experiment
     ):                      # DataFrame as `load_runs` gives it
@@ -139,7 +139,7 @@ def find_runs(filters=(),   # words name=value; a bare word is an experiment
             runs = runs[(runs[name].astype(str) == value) | (pd.to_numeric(runs[name], errors='coerce') == number)]
     return runs
 
-def runs(filters:Param('an experiment and name=value pairs, e.g. 02_glue task=movie status=failed', nargs='*')=(),
+def runs(filters:Param('an experiment and name=value pairs, e.g. 02_glue task=movie status=failed', opt=False, nargs='*')=(),
          csv:bool=False,     # all columns as CSV
          json:bool=False):   # all columns as JSON
     "List the records there are."
@@ -184,17 +184,13 @@ def clean(yes:bool=False):   # do not ask
     base, doomed, names = runs_dir(), [], {}
     for path in sorted(base.glob('*/*.json')):
         with contextlib.suppress(StudyError): names[path.with_suffix('')] = load_record(path)
+    for e in EXPERIMENTS: remove_stale(base/e)   # temporary files of processes that are gone
     for path in sorted(p for e in EXPERIMENTS for p in (base/e).glob('*')):
-        if not path.is_file(): continue
-        if path.name.startswith('.tmp-'):
-            before = path.exists(); remove_stale(path.with_name(path.name.removeprefix('.tmp-').rsplit('-', 3)[0]))
-            if before and not path.exists(): print(f'removed {relative(path)} (its process is gone)')
-            continue
-        stem = path.with_name(path.name.removesuffix('.failed.ipynb')) if path.name.endswith('.failed.ipynb') else path.with_suffix('')
+        if not path.is_file() or path.name.startswith('.tmp-'): continue
+        stem = next((path.with_name(path.name.removesuffix(e)) for e in ('.failed.ipynb', '.dynamics.parquet') if path.name.endswith(e)), path.with_suffix(''))
         r = names.get(stem)
         if r is None and path.suffix in ('.ipynb', '.parquet', '.png'): doomed.append((path, 'no record'))
         elif r and path.name.endswith('.failed.ipynb') and r['status'] == 'ok': doomed.append((path, 'a later run has succeeded'))
-        elif r and path.suffix == '.parquet' and (r.get('items') or {}).get('file') != path.name: doomed.append((path, 'not the items of its record'))
     for path in sorted((base/'.locks').glob('*')):
         with open(path) as f, contextlib.suppress(BlockingIOError): fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); doomed.append((path, 'a lock nobody holds'))
     if not doomed: print('nothing to remove'); return

@@ -189,11 +189,12 @@ def temporary_for(path) -> str:
     return f'.tmp-{Path(path).name}-{_HOST}-{os.getpid()}-'
 
 def remove_stale(path):
-    "Remove the temporary files that processes that are gone have left of `path`"
-    for tmp in Path(path).parent.glob(f'.tmp-{Path(path).name}-*'):
-        host, pid = (tmp.name.removeprefix(f'.tmp-{Path(path).name}-').rsplit('-', 2) + ['', ''])[:2]
+    "Remove the temporary files that processes that are gone have left of `path`, or in it if it is a folder"
+    path = Path(path)
+    for tmp in path.glob('.tmp-*') if path.is_dir() else path.parent.glob(f'.tmp-{path.name}-*'):
+        ours = re.search(f'-{re.escape(_HOST)}-([0-9]+)-[^-]*$', tmp.name)
         with contextlib.suppress(OSError):
-            if time.time() - tmp.stat().st_mtime > 24*3600 or (host == _HOST and pid.isdigit() and not Path(f'/proc/{pid}').exists() and Path('/proc').is_dir()): tmp.unlink()
+            if time.time() - tmp.stat().st_mtime > 24*3600 or ours and Path('/proc').is_dir() and not Path(f'/proc/{ours[1]}').exists(): tmp.unlink()
 
 def write_atomic(*files  # (path, bytes) pairs; several appear together: the last one is gone while the others are renamed
     ):
@@ -307,16 +308,16 @@ def _validate(record):
     if record['schema_version'] > SCHEMA_VERSION: raise ValueError(f"schema version {record['schema_version']} is newer than {SCHEMA_VERSION}")
 
 def save_record(record:dict,   # JSON-ready, with at least the required fields
-                items=None,    # DataFrame, one row per evaluated item, or None
+                tables=None,   # a DataFrame with one row per evaluated item; or several, by name, 'items' among them; or None
                 folder=None,   # where; `runs_dir(experiment)` if None
     ) -> Path:                 # of the JSON file
     "Write a record and its items so that they exist whole or not at all"
     folder = Path(folder or runs_dir(record['experiment']))
     path, files = folder/f"{record['name']}.json", []
-    if items is not None:
-        data, target = _parquet(items), folder/f"{record['name']}.parquet"
-        record = {**record, 'items': dict(file=target.name, rows=len(items), sha256=hashlib.sha256(data).hexdigest())}
-        if not (target.is_file() and sha256_file(target) == record['items']['sha256']): files.append((target, data))
+    for table, rows in (tables if isinstance(tables, dict) else {} if tables is None else dict(items=tables)).items():
+        data, target = _parquet(rows), folder/f"{record['name']}{'' if table == 'items' else '.' + table}.parquet"
+        record = {**record, table: dict(file=target.name, rows=len(rows), sha256=hashlib.sha256(data).hexdigest())}
+        if not (target.is_file() and sha256_file(target) == record[table]['sha256']): files.append((target, data))
     _validate(record)
     try: text = json.dumps(record, indent=1, allow_nan=False)
     except ValueError as e: raise ValueError(f"record {record['name']} holds a value that is not JSON: {e}") from None
@@ -332,11 +333,11 @@ def load_record(path) -> dict:
     except ValueError as e: raise StudyError(f"record {path} is not valid: {e}") from None
     return {**record, 'path': str(path)}
 
-def load_items(record:dict, read:bool=True):
-    "The per-item outcomes of a loaded record, checked against its SHA-256, as a DataFrame (or only checked)"
-    if not record.get('items'): raise StudyError(f"record {record['name']} has no items")
-    path = Path(record['path']).with_name(record['items']['file'])
-    if not path.is_file() or sha256_file(path) != record['items']['sha256']: raise StudyError(f"{path} is missing or not the one its record describes")
+def load_items(record:dict, read:bool=True, table:str='items'):
+    "The per-item outcomes of a loaded record (or another of its tables), checked against its SHA-256, as a DataFrame (or only checked)"
+    if not record.get(table): raise StudyError(f"record {record['name']} has no {table}")
+    path = Path(record['path']).with_name(record[table]['file'])
+    if not path.is_file() or sha256_file(path) != record[table]['sha256']: raise StudyError(f"{path} is missing or not the one its record describes")
     if not read: return None
     import pandas as pd
     return pd.read_parquet(path)

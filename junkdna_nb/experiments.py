@@ -95,6 +95,8 @@ class GlueConfig(Compressed):
     warmup: float = param(0.06, '[0, 1)')                          # share of the steps over which the rate rises
     weight_decay: float = param(0.0, '[0, 1]')                     # AdamW's
     max_length: int = param(128, '[8, 4096]')                      # tokens; longer texts are cut
+    inputs: str = param('text', choices=('text', 'none'))          # none: every text is empty, as the null model of V-information wants it
+    dynamics: bool = param(False)                                  # keep the probability of every training example's label after each epoch
     max_train: int = param(4000, '[0, 1000000000]')                # cap on training examples; 0: all
     max_eval: int = param(1000, '[0, 1000000000]')                 # cap on evaluated examples; 0: all
     save_steps: int = param(0, '[0, 1000000000]', runtime=True)    # steps between checkpoints a killed run resumes from; 0: none
@@ -109,6 +111,8 @@ class GlueConfig(Compressed):
     def check(self):
         if self.prunes and self.recipe == 'reference' and self.method in CALIBRATED: raise StudyError(f"method={self.method!r} is not defined under recipe='reference' (allowed: magnitude, random)")
         super().check()
+        if self.dynamics and not TASKS[self.task].labels: raise StudyError(f"dynamics=True needs classes, and task={self.task!r} has scores (allowed: dynamics=False)")
+        if self.dynamics and self.save_steps: raise StudyError("save_steps must be 0 with dynamics=True: the epochs before an interruption would be lost")
         if self.recipe == 'reference' and self.mode == 'dense_frozen' and self.save_steps:
             raise StudyError("save_steps must be 0 with recipe='reference' and mode='dense_frozen': the values it restores are not in its checkpoints")
 
@@ -121,7 +125,7 @@ class GlueConfig(Compressed):
     def slug(self):
         how = [] if self.mode == 'dense' else [self.amount()] if self.rounds else [self.method, self.amount()]
         share = [] if self.data_share == 1 else [f'data{self.data_share:g}']
-        return [self.task, self.model, self.mode, *how, *share, *([] if self.recipe == 'default' else [self.recipe]), f'seed{self.seed}']
+        return [self.task, self.model, self.mode, *how, *share, *([] if self.recipe == 'default' else [self.recipe]), *(['null'] if self.inputs == 'none' else []), f'seed{self.seed}']
 
 # %% ../nbs/00c_experiments.ipynb #bdc57541
 SCORE_NAMES = ('raw', 'per_character', 'per_token', 'unconditional')

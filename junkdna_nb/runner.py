@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRELOAD', 'ARCHITECTURES', 'THREADS', 'small_outputs', 'relative', 'record_failure', 'KernelStartError',
-           'run_notebook', 'claim', 'Unborn', 'perform', 'serve', 'Slot']
+           'run_notebook', 'claim', 'Unborn', 'in_brief', 'perform', 'serve', 'Slot']
 
 # %% ../nbs/01e_runner.ipynb #fe045761
 import contextlib, json, os, re, select, signal, subprocess, sys, tempfile, time, traceback
@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from .core import Config, StudyError, check_writable, code_version, environment, load_record, new_record, project_root, remove_stale, runs_dir, save_record, temporary_for, valid_record
-from .experiments import closing_lines, get_experiment
+from .experiments import get_experiment
 
 # %% ../nbs/01e_runner.ipynb #f44bac14
 def small_outputs(nb):
@@ -215,6 +215,11 @@ def _times(record, notebook, start, wall):
     out['net'] = t['total_s'] - out['load'] + trained
     return {k: round(v, 3) for k, v in {**out, 'other': max(0, wall - sum(out.values())), 'wall': wall}.items()}
 
+def in_brief(record:dict) -> str:
+    "The main score of a record and what share of the dense score it is"
+    m, relative = record['metrics'][record['metric']], (record.get('relative') or {}).get('relative_performance')
+    return f"{record['metric']} {m['value']:.3f} ± {m['se']:.3f}" + (f" ({relative:.0f} %)" if relative is not None else '')
+
 def perform(request:dict,           # experiment, params, minutes, keep, force
             tell=lambda event: None,   # called with 'waiting' and 'started'
             kernel=None,            # makes an `Unborn` one
@@ -224,7 +229,7 @@ def perform(request:dict,           # experiment, params, minutes, keep, force
     out = dict(digest=config.digest, name=config.name, experiment=config.experiment, error=None, line='', times=None, bytes=0)
     try:
         with claim(config, lambda: tell('waiting')):
-            if not request.get('force') and (record := valid_record(config)): return {**out, 'status': 'found', 'line': closing_lines(record)[-1]}
+            if not request.get('force') and (record := valid_record(config)): return {**out, 'status': 'found', 'line': in_brief(record)}
             tell('started')
             start = time.time()
             try: record, notebook = run_notebook(config, request['params'], kernel() if kernel else None, request.get('minutes', 0))
@@ -233,7 +238,7 @@ def perform(request:dict,           # experiment, params, minutes, keep, force
                 return {**out, 'status': 'unborn' if isinstance(e, KernelStartError) else 'failed', 'error': str(e)}
             times, size = _times(record, notebook, start, time.time() - start), notebook.stat().st_size
             _tidy(config, request.get('keep'))
-            return {**out, 'status': 'ok', 'line': closing_lines(record)[-1], 'times': times, 'bytes': size if notebook.is_file() else 0}
+            return {**out, 'status': 'ok', 'line': in_brief(record), 'times': times, 'bytes': size if notebook.is_file() else 0}
     except StudyError as e: return {**out, 'status': 'failed', 'error': str(e)}
 
 def _tidy(config, keep):
@@ -293,13 +298,13 @@ def serve(warm:bool=True):
     while True:
         while b'\n' not in buffer:
             data = os.read(0, 1 << 20)
-            if not data: return
+            if not data: os._exit(0)   # at once: there is nothing to put in order
             buffer += data
         line, buffer = buffer.split(b'\n', 1)
         if line != b'stop': _fork_run(json.loads(line), warm, answer)
 
 # %% ../nbs/01e_runner.ipynb #4b6844cc
-THREADS = 'OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS NUMEXPR_NUM_THREADS'.split()
+THREADS = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'   # torch's; numpy's library would start its threads before the fork, and nothing here leans on it
 _TRIES = 3
 
 class Slot:
@@ -307,7 +312,7 @@ class Slot:
     def __init__(self, threads:int, cold:bool=False): self.threads, self.cold, self.process, self.warmup = threads, cold, None, None
 
     def _start(self):
-        env = {**os.environ, **{k: str(self.threads) for k in THREADS}, 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYTORCH_NVML_BASED_CUDA_CHECK': '1', 'TOKENIZERS_PARALLELISM': 'false'}
+        env = {**os.environ, **{k: str(self.threads) for k in THREADS}, 'OPENBLAS_NUM_THREADS': '1', 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYTORCH_NVML_BASED_CUDA_CHECK': '1', 'TOKENIZERS_PARALLELISM': 'false'}
         self.process = subprocess.Popen([sys.executable, '-c', f'from junkdna_nb.runner import serve; serve({not self.cold})'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True, bufsize=0)
         self.buffer = b''
 
@@ -358,8 +363,8 @@ class Slot:
         failed = None
         for tmp in folder.glob(f'.tmp-{config.name}.ipynb-*.ipynb'):
             with contextlib.suppress(Exception): _finish(tmp, failed := folder/f'{config.name}.failed.ipynb')
-        for suffix in ('.ipynb', '.json', '.parquet', '.png'): remove_stale(folder/f'{config.name}{suffix}')
-        if record := valid_record(config): return dict(digest=config.digest, name=config.name, experiment=config.experiment, status='found', error=None, line=closing_lines(record)[-1], times=None, bytes=0)
+        remove_stale(folder)
+        if record := valid_record(config): return dict(digest=config.digest, name=config.name, experiment=config.experiment, status='found', error=None, line=in_brief(record), times=None, bytes=0)
         record_failure(config, why, log.splitlines(), failed)
         _tidy(config, request.get('keep'))
         return dict(digest=config.digest, name=config.name, experiment=config.experiment, status='failed', error=why, line='', times=None, bytes=0)

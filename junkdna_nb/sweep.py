@@ -6,12 +6,12 @@
 __all__ = ['Point', 'read_grid', 'Task', 'make_plan', 'estimate', 'gpus', 'machine', 'Summary', 'run_tasks']
 
 # %% ../nbs/01ea_sweep.ipynb #32eb9e9a
-import contextlib, dataclasses, itertools, os, queue, shutil, signal, statistics, sys, time
+import contextlib, dataclasses, fcntl, itertools, os, queue, shutil, signal, statistics, sys, time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import Config, StudyError, cache_dir, check_writable, load_items, load_record, nearest, project_root, runs_dir
+from .core import Config, StudyError, cache_dir, check_writable, load_items, load_record, nearest, project_root, remove_stale, runs_dir
 from .experiments import get_experiment
 from .runner import Slot, record_failure
 
@@ -256,13 +256,22 @@ def machine(jobs:int=0,         # runs at a time; 0: what fits
     return jobs, threads or max(1, cores//jobs)
 
 @contextlib.contextmanager
+def _environment(**variables):
+    before = {k: os.environ.get(k) for k in variables}
+    os.environ.update(variables)
+    try: yield
+    finally:
+        for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
+
+@contextlib.contextmanager
 def _cluster(jobs, threads, dashboard):
     "A scheduler and its workers on this machine, as separate processes"
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
     with dask.config.set({'distributed.scheduler.allowed-failures': 3, 'distributed.worker.memory.spill': False, 'distributed.worker.memory.target': False, 'distributed.worker.memory.pause': False, 'distributed.worker.memory.terminate': False,
-                          'distributed.admin.log-format': '%(message)s', 'logging.distributed': 'critical'}):
-        one = lambda i: dict(cls=Nanny, options=dict(nthreads=1, memory_limit=0, dashboard=False, env={'CUDA_VISIBLE_DEVICES': str(i % gpus())} if gpus() > 1 else {}))
+                          'logging.distributed': 'critical'}), _environment(DASK_LOGGING__DISTRIBUTED='critical'):   # the workers read theirs from the environment
+        deaf = 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)'   # Ctrl-C reaches every process of a terminal; what follows from it is ours to say
+        one = lambda i: dict(cls=Nanny, options=dict(nthreads=1, memory_limit=0, dashboard=False, preload=[deaf], env={'CUDA_VISIBLE_DEVICES': str(i % gpus())} if gpus() > 1 else {}))
         with SpecCluster(workers={i: one(i) for i in range(jobs)}, scheduler=dict(cls=Scheduler, options=dict(protocol='tcp', host='127.0.0.1', port=0, dashboard=dashboard, dashboard_address='127.0.0.1:0')), silence_logs=50, shutdown_on_close=True) as cluster: yield cluster
 
 # %% ../nbs/01ea_sweep.ipynb #961292a0
@@ -294,7 +303,7 @@ class _Line:
         status, what = outcome['status'], '-'.join(map(str, task.config.slug()))
         self.count[status] += 1; self.running.pop(task.config.digest, None)
         if outcome.get('times') and task.seconds: self.done_s += outcome['times']['wall']; self.done_estimate += task.seconds
-        self.last = f"{task.config.experiment} {what}: {outcome['line'] or outcome['error']}"
+        self.last = f"{outcome['line'] or outcome['error']} {task.config.experiment} {what}"
         if status == 'failed': self.say(f"failed: {task.config.experiment} {what}: {outcome['error']}")
         elif not self.live and not self.quiet: self.say(f"[{sum(self.count.values())}/{self.total}, {_clock(time.monotonic() - self.begun)}] {self.last}")
         self.draw(tasks)
@@ -326,12 +335,15 @@ def run_tasks(tasks:list,            # of `Task`, baselines first
     ) -> Summary:
     "Run the tasks of a plan; returns when all have ended, or after Ctrl-C"
     from distributed import Client
-    for folder in {runs_dir(t.config.experiment) for t in tasks} | {cache_dir(), runs_dir()/'.locks'}: check_writable(folder)
+    folders = {runs_dir(t.config.experiment) for t in tasks}
+    for folder in folders | {cache_dir(), runs_dir()/'.locks'}: check_writable(folder); remove_stale(folder)
     token = f'sweep-{os.getpid()}-{time.time_ns()}'
-    (runs_dir()/'.locks'/token).touch()
     places = {k: str(Path(os.environ[k]).expanduser().resolve()) for k in ('JUNKDNA_CACHE', 'JUNKDNA_MIRROR') if os.environ.get(k)} | dict(JUNKDNA_ROOT=str(project_root()), JUNKDNA_RUNS=str(runs_dir().resolve()))
     with contextlib.ExitStack() as stack:
+        seen = stack.enter_context(open(runs_dir()/'.locks'/token, 'w'))   # workers must see it; locked, so that nobody tidies it away
+        fcntl.flock(seen, fcntl.LOCK_EX)
         stack.callback(lambda: (runs_dir()/'.locks'/token).unlink(missing_ok=True))
+        stack.callback(lambda: [remove_stale(folder) for folder in folders])
         if scheduler:
             try: client = stack.enter_context(Client(scheduler, timeout=20, name='junkdna-sweep'))
             except (OSError, ValueError) as e: raise StudyError(f"scheduler={scheduler!r} does not answer ({str(e).splitlines()[0] if str(e) else type(e).__name__})") from None

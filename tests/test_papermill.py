@@ -79,7 +79,7 @@ BAD = [("sparsty", "0.8", "unknown parameter 'sparsty'; did you mean 'sparsity'?
 @pytest.mark.parametrize("name,value,message", BAD, ids=lambda x: str(x)[:12])
 def test_bad_parameters_are_one_line_before_anything_heavy(runs, name, value, message):
     more = ["pattern=nm"] if name == "n_kept" else []
-    code = f"import sys; from junkdna_nb.sweep import main; rc = main(['run', '02_glue', '{name}={value}', *{more}]); assert not {{'torch', 'transformers', 'datasets', 'papermill'}} & set(sys.modules); sys.exit(rc)"
+    code = f"import sys; from junkdna_nb.cli import main; rc = main(['run', '02_glue', '{name}={value}', *{more}]); assert not {{'torch', 'transformers', 'datasets', 'papermill'}} & set(sys.modules); sys.exit(rc)"
     done = subprocess.run([BIN / "python", "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and not runs.exists()
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
@@ -113,7 +113,9 @@ def test_run_command_leaves_everything_beside_each_other(runs):
 def test_a_failed_run_says_so_and_keeps_its_notebook(runs):
     done = command("junkdna", "run", "02_glue", "max_length=1000")
     assert done.returncode == 1 and done.stderr.startswith("error: max_length=1000 is more than minilm can read") and done.stderr.count("\n") == 1
-    assert [p.name for p in (runs / "02_glue").iterdir() if not p.name.startswith(".")][0].endswith(".failed.ipynb")
+    record = load_record(load_runs("02_glue", "failed").path.item())
+    assert record["error"].startswith("max_length=1000 is more than minilm can read") and record["traceback"]
+    assert sorted(p.name for p in (runs / "02_glue").iterdir()) == [f"{record['name']}.failed.ipynb", f"{record['name']}.json"] and record["notebook"] == f"{record['name']}.failed.ipynb"
 
 
 def test_output_folder_that_cannot_be_written():

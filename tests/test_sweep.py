@@ -1,0 +1,432 @@
+"Sweeps for real: the installed command, Dask's own commands, real kills at random moments."
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from conftest import BIN, ROOT, command
+
+from junkdna_nb.core import load_items, load_record, load_runs
+from junkdna_nb.experiments import GlueConfig
+from junkdna_nb.runner import Slot, claim
+from junkdna_nb.sweep import make_plan, read_grid
+
+TINY = dict(max_train=64, max_eval=32, epochs=1, max_length=32)
+SIX = """
+blocks:
+  tiny:
+    experiment: 02_glue
+    fixed: {max_train: 64, max_eval: 32, epochs: 1, max_length: 32}
+    cross: {mode: [dense, sparse], sparsity: [0.5, 0.8], seed: [41, 42]}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(SIX)
+    return path
+
+
+def start(*words, **env):
+    return subprocess.Popen([str(BIN / words[0]), *map(str, words[1:])], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
+                            start_new_session=True, env={**os.environ, **env}, cwd=ROOT)
+
+
+def family(pid):
+    "All living processes below one"
+    try:
+        return [p for p in psutil.Process(pid).children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kinds(pid):
+    "The processes of a sweep by what they are; a fork looks like its parent, so depth below the warm process tells"
+    found = dict(worker=[], warm=[], run=[], kernel=[])
+    def walk(p, depth):
+        for child in p.children():
+            words = " ".join(child.cmdline())
+            if depth:
+                found["run" if depth == 1 else "kernel"].append(child)
+                walk(child, depth + 1)
+            elif "junkdna_nb.runner" in words:
+                found["warm"].append(child)
+                walk(child, 1)
+            else:
+                if "multiprocessing" in words and "resource_tracker" not in words:
+                    found["worker"].append(child)
+                walk(child, 0)
+    try:
+        walk(psutil.Process(pid), 0)
+    except psutil.NoSuchProcess:
+        pass
+    return found
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+def contents(runs):
+    "Everything in the records that does not tell the time, and the items"
+    out = {}
+    for path in load_runs(status=None).path:
+        record = load_record(path)
+        assert record["digest"] not in out, "a duplicate"
+        items = load_items(record)
+        for k in ("timings", "created", "peak_memory_bytes", "path", "training"):
+            record.pop(k, None)
+        out[record["digest"]] = (record, items.to_json())
+    return out
+
+
+def assert_tidy(runs):
+    "No half-written file, no lock, no notebook of a failed run, nothing without a record"
+    names = {Path(p).stem for p in load_runs().path}
+    files = [p for p in runs.rglob("*") if p.is_file()]
+    assert {p.name.rsplit(".", 1)[0] for p in files} == names and {p.suffix for p in files} == {".json", ".parquet", ".ipynb", ".png"}, files
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    "Records of the grid of six, made by two sweeps that were started at the same time"
+    runs = tmp_path_factory.mktemp("undisturbed")
+    (runs / "grid.yaml").write_text(SIX)
+    two = [start("junkdna", "sweep", runs / "grid.yaml", "--jobs", 2, "--threads", 1, JUNKDNA_RUNS=str(runs / "runs")) for _ in range(2)]
+    told = [p.communicate(timeout=300)[0] for p in two]
+    assert [p.returncode for p in two] == [0, 0], told
+    before = os.environ.get("JUNKDNA_RUNS")
+    os.environ["JUNKDNA_RUNS"] = str(runs / "runs")
+    try:
+        assert_tidy(runs / "runs")
+        found = contents(runs / "runs")
+    finally:
+        os.environ.pop("JUNKDNA_RUNS") if before is None else os.environ.update(JUNKDNA_RUNS=before)
+    return told, found
+
+
+def test_two_sweeps_at_once_do_the_work_once(undisturbed):
+    told, found = undisturbed
+    assert len(found) == 6
+    done, elsewhere = zip(*(map(int, re.search(r"(\d+) done(?: \((\d+) of them by another process\))?", t.splitlines()[-3 if "net work" in t else -1]).groups(default="0")) for t in told))
+    assert sum(done) - sum(elsewhere) == 6, told
+
+
+def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
+    "kill -9 of kernels, runs' processes, warm processes and workers, then of the sweep itself, each at random moments"
+    rng = random.Random()
+    seed = rng.randrange(10**6)
+    print("seed", seed)
+    rng.seed(seed)
+    words = ("junkdna", "sweep", grid, "--jobs", 2, "--threads", 1)
+    p = start(*words)
+    for kind in rng.sample(["kernel", "run", "warm", "worker", "kernel", "worker"], 6):
+        if p.poll() is not None:
+            break
+        time.sleep(rng.uniform(0, 4))
+        try:
+            rng.choice(wait_for(lambda: p.poll() is not None or kinds(p.pid)[kind], 30)).kill()
+        except (TypeError, psutil.NoSuchProcess, AssertionError):
+            pass   # the sweep, or that process, ended first
+    told = p.communicate(timeout=300)[0]
+    assert p.returncode in (0, 1), told
+    for path in load_runs(status="failed").path:
+        record = load_record(path)
+        assert "killed" in record["error"] or "died" in record["error"] or "did not start" in record["error"], record["error"]
+    for _ in range(2):
+        p = start(*words)
+        time.sleep(rng.uniform(3, 14))
+        left = family(p.pid)
+        p.kill()
+        p.communicate()
+        wait_for(lambda: not [q for q in left if q.is_running() and q.status() != psutil.STATUS_ZOMBIE], 20)   # nothing goes on without it
+        for path in load_runs().path:
+            load_items(load_record(path))
+    done = command(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(runs) == undisturbed[1]
+    assert_tidy(runs)
+    again = command(*words)
+    assert again.returncode == 0 and "6 done, 0 to run" in again.stdout
+
+
+def dask(*words):
+    return start("dask", *words)
+
+
+def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed):
+    "The documented commands; the smoke grid with a worker killed on the way; then the scheduler is killed and another one takes over"
+    def cluster(port):
+        scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
+        return scheduler, [dask("worker", f"tcp://127.0.0.1:{port}", "--nthreads", 1, "--resources", "GPU=1", "--local-directory", tmp_path / f"worker{i}") for i in range(2)]
+    port = random.randrange(20000, 50000)
+    scheduler, workers = cluster(port)
+    everything = [scheduler, *workers]
+    try:
+        wait_for(lambda: all(family(w.pid) for w in workers), 60)
+        time.sleep(2)
+        address = ("--scheduler", f"tcp://127.0.0.1:{port}", "--resources", "GPU=1")
+        smoke = ("junkdna", "sweep", ROOT / "nbs" / "configs" / "smoke.yaml", *address)
+        p = start(*smoke)
+        wait_for(lambda: kinds(workers[0].pid)["kernel"], 90)
+        left = family(workers[0].pid)
+        workers[0].kill()
+        told = p.communicate(timeout=600)[0]
+        assert p.returncode == 0, told
+        wait_for(lambda: not [q for q in left if q.is_running() and q.status() != psutil.STATUS_ZOMBIE], 20)
+        assert set(load_runs().experiment) == {"02_glue", "03_options", "04_context", "05_kshot", "06_qa_format"} and len(load_runs()) == 11 and not len(load_runs(status="failed"))
+        assert_tidy(runs)
+
+        os.environ["JUNKDNA_RUNS"] = str(tmp_path / "second")
+        p = start("junkdna", "sweep", grid, *address)
+        wait_for(lambda: kinds(workers[1].pid)["run"], 60)
+        time.sleep(random.uniform(0, 6))
+        scheduler.kill()
+        told = p.communicate(timeout=120)[0]
+        assert p.returncode == 1 and "the scheduler has gone; the same command goes on with" in told, told
+        workers[1].kill()
+        port += 1
+        everything += [*(more := cluster(port))[1], more[0]]
+        wait_for(lambda: all(family(w.pid) for w in more[1]), 60)
+        time.sleep(2)
+        done = command("junkdna", "sweep", grid, "--scheduler", f"tcp://127.0.0.1:{port}", "--threads", 1)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert contents(runs) == undisturbed[1]
+        assert_tidy(tmp_path / "second")
+    finally:
+        for p in everything:
+            for q in [*family(p.pid), p]:
+                try:
+                    q.kill()
+                except (ProcessLookupError, psutil.NoSuchProcess):
+                    pass
+            p.communicate()
+
+
+def test_failures_are_recorded_and_the_sweep_goes_on(runs, tmp_path):
+    "A run that cannot work, one that takes too long, one whose dense baseline fails; then only the failed ones again"
+    path = tmp_path / "grid.yaml"
+    path.write_text("""
+blocks:
+  fine:
+    experiment: 02_glue
+    fixed: {mode: dense, max_train: 64, max_eval: 32, epochs: 1, max_length: 32}
+  too_long_for_the_model:
+    experiment: 02_glue
+    fixed: {max_length: 1000, max_train: 64, max_eval: 32}
+  slow:
+    experiment: 02_glue
+    fixed: {mode: dense, epochs: 50}
+""")
+    words = ("junkdna", "sweep", path, "--jobs", 2, "--threads", 1, "--minutes", 0.25, "--keep", "failed")
+    done = command(*words)
+    assert done.returncode == 1 and "1 done, 3 failed, 0 not run" in done.stdout and done.stderr.startswith("error: 3 of 4 runs are missing"), done.stdout + done.stderr
+    failed = load_runs(status="failed").set_index("name")
+    errors = sorted(failed.error)
+    assert errors == ["its dense baseline failed: " + errors[1].split(": ", 1)[1] if errors[1].startswith("StudyError") else errors[0], *errors[1:]]
+    assert any("time limit of 0.25 minutes reached" in e for e in errors) and any(e.startswith("its dense baseline failed: max_length=1000 is more than minilm can read") for e in errors), errors
+    for record in map(load_record, failed.path):
+        if record["notebook"]:
+            nb = nbformat.read(Path(record["path"]).with_name(record["notebook"]), 4)
+            assert record["traceback"] and nb.cells
+    assert len(list(runs.rglob("*.failed.ipynb"))) == 2 and not [p for p in runs.rglob("*.ipynb") if ".failed" not in p.name], "--keep failed"
+    assert "4 points" not in done.stdout and "1 dense baseline" in done.stdout
+    listed = command("junkdna", "runs", "status=failed")
+    assert listed.returncode == 0 and listed.stdout.count("failed") >= 3
+    again = command(*words, "--only", "failed", "--dry-run")
+    assert "3 failed last time" in again.stdout and "3 to run" in again.stdout, again.stdout
+    digest = load_runs().digest.item()
+    assert command("junkdna", "show", digest[:8]).stdout.splitlines()[0].startswith("02_glue movie-minilm-dense-seed41")
+    (runs / "02_glue" / "orphan.png").write_bytes(b"x")
+    (runs / ".locks" / "0123456789ab").touch()
+    assert "nothing removed" in command("junkdna", "clean").stdout and (runs / "02_glue" / "orphan.png").exists()
+    assert command("junkdna", "clean", "--yes").returncode == 0
+    assert not (runs / "02_glue" / "orphan.png").exists() and not list((runs / ".locks").iterdir()) and len(load_runs(status=None)) == 4
+
+
+def test_control_c(runs, grid):
+    "Once: what runs goes on to its end. The signal reaches every process, as it does in a terminal"
+    p = start("junkdna", "sweep", grid, "--jobs", 2, "--threads", 1)
+    wait_for(lambda: kinds(p.pid)["kernel"])
+    left = family(p.pid)
+    os.killpg(p.pid, signal.SIGINT)
+    told = p.communicate(timeout=120)[0]
+    assert p.returncode == 130 and "go on to their end" in told and "Traceback" not in told and told.rstrip().endswith("interrupted"), told
+    assert 1 <= len(load_runs()) <= 2 and not len(load_runs(status="failed"))
+    wait_for(lambda: not [q for q in left if q.is_running() and q.status() != psutil.STATUS_ZOMBIE], 20)
+    assert_tidy(runs)
+
+
+def test_warm_and_cold_runs_are_the_same_to_the_bit(runs):
+    "A fork of a warm process and a new interpreter leave the same record and the same items"
+    found = []
+    for cold in (False, True):
+        slot, folder = Slot(1, cold), runs / str(cold)
+        os.environ["JUNKDNA_RUNS"] = str(folder)
+        try:
+            outcomes = [slot.run(dict(experiment="02_glue", params=dict(TINY, **how), env=dict(JUNKDNA_RUNS=str(folder)))) for how in (dict(mode="dense"), dict(sparsity=0.5))]
+        finally:
+            slot.close()
+        assert [o["status"] for o in outcomes] == ["ok", "ok"], outcomes
+        found.append(contents(folder))
+    assert found[0] == found[1] and len(found[0]) == 2
+
+
+def _mounted(folder, options):
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+
+
+def test_full_disk_and_read_only_folder(runs, tmp_path):
+    "A clear failure each, and the records of before are intact"
+    folder = tmp_path / "disk"
+    _mounted(folder, "size=400k")
+    try:
+        os.environ["JUNKDNA_RUNS"] = str(folder)
+        words = ("junkdna", "run", "02_glue", *(f"{k}={v}" for k, v in TINY.items()), "mode=dense")
+        done = command(*words)
+        assert done.returncode == 0, done.stderr
+        before = contents(folder)
+        room = shutil.disk_usage(folder).free
+        (folder / "ballast").write_bytes(b"x" * (room - 8192))
+        done = command("junkdna", "run", "02_glue", *(f"{k}={v}" for k, v in TINY.items()), "sparsity=0.5")
+        assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr, done.stderr
+        assert contents(folder) == before and not [p for p in folder.rglob("*.json") if p.stat().st_size == 0]
+        (folder / "ballast").unlink()
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        (tmp_path / "grid.yaml").write_text(SIX)
+        done = command("junkdna", "sweep", tmp_path / "grid.yaml")
+        assert done.returncode == 2 and done.stderr.startswith(f"error: cannot write {folder}") and "Read-only file system" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert contents(folder) == before
+    finally:
+        subprocess.run(["umount", folder])
+
+
+BAD = {
+    "blocks:\n  a:\n    experiment: 02_glu\n": "3: unknown experiment '02_glu'; did you mean '02_glue'?",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {sparsty: 0.5}\n": "4: unknown parameter 'sparsty' of 02_glue; did you mean 'sparsity'?",
+    "blocks:\n  a:\n    experiment: 02_glue\n    cross:\n      epochs: [1, two]\n": "5: block 'a': epochs='two' is not a whole number",
+    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {sparsity: []}\n": "4: sparsity is empty",
+    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {seed: [1, 2, 1]}\n": "4: seed=1 is listed twice",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {seed: 1}\n    fixed: {seed: 2}\n": "5: 'fixed' is given twice in block 'a'",
+    "- a\n- list\n": "1: a grid is not a mapping",
+    "": "1: a grid is not a mapping",
+    "blocks:\n  a:\n    experiment: /etc/02_glue\n": "3: experiment='/etc/02_glue' lies outside the project",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {method: wanda, calibration: /etc/hosts.txt}\n": "4: calibration='/etc/hosts.txt' lies outside the project",
+    "blocks: {a: [}\n": "1: not YAML",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed:\n      pattern: nm\n      n_kept: 9\n": "6: block 'a': n_kept=9 of m_group=8 is impossible",
+}
+
+
+@pytest.mark.parametrize("text,message", BAD.items(), ids=[m.split(":", 1)[1][1:30] for m in BAD.values()])
+def test_bad_grids_are_one_line_with_the_place(tmp_path, capsys, text, message):
+    from junkdna_nb.cli import main
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert main(["sweep", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith(f"error: {path}:{message}"), err
+
+
+def test_wrong_options_are_one_line(grid, capsys):
+    from junkdna_nb.cli import main
+    for words, message in [(["--keep", "some"], "unknown keep 'some'"), (["--only", "faild"], "unknown only 'faild'; did you mean 'failed'?"), (["--resources", "GPU"], "resources='GPU' is not of the form"),
+                           (["--resources", "GPU=1"], "resources need a cluster"), (["--block", "tinny"], "unknown block 'tinny'; did you mean 'tiny'?"), (["--jobs", "-1"], "jobs=-1 is out of range")]:
+        assert main(["sweep", str(grid), "--dry-run", *words]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("name", ["smoke", "paper"])
+def test_the_grids_of_the_project_are_valid(name):
+    points, _ = read_grid(ROOT / "nbs" / "configs" / f"{name}.yaml")
+    todo, rest = make_plan(points)
+    assert not rest and all(t.needed == 0 for t in todo[sum(t.config.baseline() is None for t in todo):]), "baselines come first"
+    assert {t.config.digest for t in todo} >= {t.baseline for t in todo if t.baseline}
+    if name == "smoke":
+        assert {p.config.experiment for p in points} == {"02_glue", "03_options", "04_context", "05_kshot", "06_qa_format"}
+
+
+def test_what_enters_the_digest(tmp_path, monkeypatch):
+    "The content of mirrored data does; names of folders and times do not; no mirror is another source"
+    folder = tmp_path / "one" / "nyu-mll" / "glue" / "rte"
+    folder.mkdir(parents=True)
+    (folder / "train.parquet").write_bytes(b"some rows")
+    (tmp_path / "one" / "nyu-mll" / "glue" / "cola").mkdir()
+    config = GlueConfig(task="rte")
+    monkeypatch.delenv("JUNKDNA_MIRROR", raising=False)
+    digests = [config.digest]
+    monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path / "one"))
+    digests.append(config.digest)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path / "two"))
+    assert config.digest == digests[1]
+    (tmp_path / "two" / "nyu-mll" / "glue" / "cola" / "other.parquet").write_bytes(b"of another task")
+    assert config.digest == digests[1]
+    (tmp_path / "two" / "nyu-mll" / "glue" / "rte" / "train.parquet").write_bytes(b"some row5")
+    digests.append(config.digest)
+    assert len(set(digests)) == 3
+    assert GlueConfig().sources()["data"] == GlueConfig(task="product").sources()["data"] != GlueConfig(task="sarcasm").sources()["data"]
+
+
+def test_code_fingerprint_sees_statements_only(tmp_path):
+    "A comment or a docstring does not make records stale; a statement does"
+    package = tmp_path / "junkdna_nb"
+    shutil.copytree(ROOT / "junkdna_nb", package, ignore=shutil.ignore_patterns("__pycache__"))
+    tell = lambda: subprocess.run([sys.executable, "-c", "from junkdna_nb.core import code_version; print(code_version())"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    first, file = tell(), package / "pruning.py"
+    file.write_text("# a comment\n" + file.read_text())
+    assert tell() == first
+    (package / "sweep.py").write_text("x = 1\n")
+    assert tell() == first, "a module that cannot change results"
+    file.write_text(file.read_text() + "\nx = 1\n")
+    assert tell() != first
+
+
+def test_stale_and_forced(runs, grid, undisturbed):
+    "Plans on the records of the undisturbed sweep, written by hand into a folder of their own"
+    folder = runs / "02_glue"
+    folder.mkdir(parents=True)
+    for record, items in undisturbed[1].values():
+        (folder / f"{record['name']}.json").write_text(json.dumps({**record, "timings": dict(total_s=3.0), "created": "2026-01-01T00:00:00+00:00", "items": None}))
+    points, merged = read_grid(grid)
+    assert (len(points), merged) == (6, 2)
+    count = lambda **kw: tuple(map(len, make_plan(points, **kw)))
+    assert count() == (0, 6) and count(force=True) == (6, 0) and count(only="failed") == (0, 6) and count(only="stale") == (0, 6)
+    victim = next(iter(folder.glob("*dense*.json")))
+    record = json.loads(victim.read_text())
+    record["environment"]["code"]["fingerprint"] = "0" * 16
+    victim.write_text(json.dumps(record))
+    assert count() == (0, 6) and count(only="stale") == (1, 5)
+    victim.write_text(victim.read_text()[:100])
+    todo, rest = make_plan(points)
+    assert [t.state for t in todo] == ["missing"], "a damaged record is run again"
+
+
+def test_a_claim_is_dropped_by_a_kill(runs):
+    config = GlueConfig()
+    code = "import time; from junkdna_nb.experiments import GlueConfig; from junkdna_nb.runner import claim\nwith claim(GlueConfig()): print('mine', flush=True); time.sleep(60)"
+    p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline() == "mine\n"
+    p.kill()
+    waited = []
+    with claim(config, lambda: waited.append(True)):
+        pass
+    p.communicate()
+    assert not list((runs / ".locks").iterdir())
