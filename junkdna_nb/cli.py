@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.script import Param, anno_parser
 from .core import StudyError, cache_dir, check_writable, load_record, load_runs, nearest, project_root, remove_stale, runs_dir
 from .experiments import EXPERIMENTS, closing_lines, get_experiment
-from .runner import relative, run_notebook
+from .runner import relative, run_notebook, unheld
 from .sweep import estimate, make_plan, read_grid, run_tasks
 
 # %% ../nbs/01eb_cli.ipynb #0bc20bc6
@@ -180,7 +180,6 @@ def show(digest:str):   # its first digits, as `junkdna runs` shows them
 
 def clean(yes:bool=False):   # do not ask
     "Remove what no record refers to: leftovers of killed runs, notebooks and figures without a record."
-    import fcntl
     base, doomed, names = runs_dir(), [], {}
     for path in sorted(base.glob('*/*.json')):
         with contextlib.suppress(StudyError): names[path.with_suffix('')] = load_record(path)
@@ -191,8 +190,7 @@ def clean(yes:bool=False):   # do not ask
         r = names.get(stem)
         if r is None and path.suffix in ('.ipynb', '.parquet', '.png'): doomed.append((path, 'no record'))
         elif r and path.name.endswith('.failed.ipynb') and r['status'] == 'ok': doomed.append((path, 'a later run has succeeded'))
-    for path in sorted((base/'.locks').glob('*')):
-        with open(path) as f, contextlib.suppress(BlockingIOError): fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); doomed.append((path, 'a lock nobody holds'))
+    doomed += [(path, 'a lock nobody holds') for path in unheld()]
     if not doomed: print('nothing to remove'); return
     for path, why in doomed: print(f'{relative(path)}  {path.stat().st_size/1e3:.0f} kB  ({why})')
     print(f'{len(doomed)} files, {sum(p.stat().st_size for p, _ in doomed)/1e6:.2f} MB')

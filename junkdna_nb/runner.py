@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRELOAD', 'ARCHITECTURES', 'THREADS', 'small_outputs', 'relative', 'record_failure', 'KernelStartError',
-           'run_notebook', 'claim', 'Unborn', 'in_brief', 'perform', 'serve', 'Slot']
+           'run_notebook', 'hold', 'unheld', 'claim', 'Unborn', 'in_brief', 'perform', 'serve', 'Slot']
 
 # %% ../nbs/01e_runner.ipynb #fe045761
 import contextlib, json, os, re, select, signal, subprocess, sys, tempfile, time, traceback
@@ -105,9 +105,10 @@ def run_notebook(config:Config,   # of the experiment; its class names the noteb
     except KeyboardInterrupt: raise
     except Exception as e:
         lines = _plain(e.traceback if isinstance(e, PapermillExecutionError) else traceback.format_exception(e))
-        began = tmp.is_file() and any((c.metadata.get('papermill') or {}).get('start_time') for c in papermill.iorw.load_notebook_node(str(tmp)).cells)
-        with contextlib.suppress(OSError):
-            if tmp.is_file(): _finish(tmp, failed)
+        began = False
+        with contextlib.suppress(OSError, ValueError):   # a full disk cuts the notebook short
+            began = any((c.metadata.get('papermill') or {}).get('start_time') for c in papermill.iorw.load_notebook_node(str(tmp)).cells)
+            _finish(tmp, failed)
         if isinstance(e, PapermillExecutionError): told = f"{e.ename}: {e.evalue}".removeprefix('StudyError: ').removeprefix('DamagedError: ')
         elif isinstance(e, StudyError): told = str(e)
         elif late: told = f"time limit of {minutes:g} minutes reached"
@@ -129,11 +130,11 @@ def _alarm(seconds, handler):
 
 # %% ../nbs/01e_runner.ipynb #1ee1cf14
 @contextlib.contextmanager
-def claim(config:Config,
-          waiting=lambda: None):   # called once if another process holds it
-    "Hold the right to run a configuration; waits for another holder"
+def hold(path,                     # a file that exists while somebody holds it
+         waiting=lambda: None):    # called once if another process does
+    "Hold a lock file; waits for another holder, and removes the file at the end"
     import fcntl
-    path = runs_dir()/'.locks'/config.digest
+    path = Path(path)
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +147,19 @@ def claim(config:Config,
         f.close()   # its last holder has removed it meanwhile
     try: yield
     finally: path.unlink(missing_ok=True); f.close()
+
+def unheld() -> list:
+    "Lock files left by processes that are gone"
+    import fcntl
+    found = []
+    for path in sorted((runs_dir()/'.locks').glob('*')):
+        with contextlib.suppress(OSError), open(path) as f: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); found.append(path)
+    return found
+
+def claim(config:Config, waiting=lambda: None):
+    "Hold the right to run a configuration"
+    return hold(runs_dir()/'.locks'/config.digest, waiting)
+
 
 # %% ../nbs/01e_runner.ipynb #c136a30c
 def _die_with(parent):

@@ -6,14 +6,14 @@
 __all__ = ['Point', 'read_grid', 'Task', 'make_plan', 'estimate', 'gpus', 'machine', 'Summary', 'run_tasks']
 
 # %% ../nbs/01ea_sweep.ipynb #32eb9e9a
-import contextlib, dataclasses, fcntl, itertools, os, queue, shutil, signal, statistics, sys, time
+import contextlib, dataclasses, itertools, os, queue, shutil, signal, statistics, sys, time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .core import Config, StudyError, cache_dir, check_writable, load_items, load_record, nearest, project_root, remove_stale, runs_dir
 from .experiments import get_experiment
-from .runner import Slot, record_failure
+from .runner import Slot, hold, record_failure, unheld
 
 # %% ../nbs/01ea_sweep.ipynb #23efa66a
 @dataclass(frozen=True)
@@ -336,13 +336,12 @@ def run_tasks(tasks:list,            # of `Task`, baselines first
     "Run the tasks of a plan; returns when all have ended, or after Ctrl-C"
     from distributed import Client
     folders = {runs_dir(t.config.experiment) for t in tasks}
-    for folder in folders | {cache_dir(), runs_dir()/'.locks'}: check_writable(folder); remove_stale(folder)
+    for folder in folders | {cache_dir(), runs_dir()/'.locks'}: check_writable(folder); remove_stale(folder)   # and what a killed sweep has left
+    for lock in unheld(): lock.unlink(missing_ok=True)
     token = f'sweep-{os.getpid()}-{time.time_ns()}'
     places = {k: str(Path(os.environ[k]).expanduser().resolve()) for k in ('JUNKDNA_CACHE', 'JUNKDNA_MIRROR') if os.environ.get(k)} | dict(JUNKDNA_ROOT=str(project_root()), JUNKDNA_RUNS=str(runs_dir().resolve()))
     with contextlib.ExitStack() as stack:
-        seen = stack.enter_context(open(runs_dir()/'.locks'/token, 'w'))   # workers must see it; locked, so that nobody tidies it away
-        fcntl.flock(seen, fcntl.LOCK_EX)
-        stack.callback(lambda: (runs_dir()/'.locks'/token).unlink(missing_ok=True))
+        stack.enter_context(hold(runs_dir()/'.locks'/token))   # every worker must see it
         stack.callback(lambda: [remove_stale(folder) for folder in folders])
         if scheduler:
             try: client = stack.enter_context(Client(scheduler, timeout=20, name='junkdna-sweep'))

@@ -124,10 +124,10 @@ def test_output_folder_that_cannot_be_written():
 
 
 def test_kill_in_the_middle_leaves_nothing_half_written(runs):
-    "kill -9 of a whole run (papermill and its kernel) at random moments, then an undisturbed one"
-    rng = random.Random(1)
+    "kill -9 of a whole run (papermill and its kernel) at a random moment, then an undisturbed one"
+    rng = random.Random()
     words = [BIN / "junkdna", "run", "02_glue", "max_train=64", "max_eval=24", "epochs=1", "max_length=16", "sparsity=0.5"]
-    for _ in range(3):
+    for _ in range(1):
         p = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         time.sleep(rng.uniform(4, 14))
         for pid in [int(d) for d in os.listdir("/proc") if d.isdigit() and _session(d) == p.pid]:

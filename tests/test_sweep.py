@@ -173,7 +173,10 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed):
     "The documented commands; the smoke grid with a worker killed on the way; then the scheduler is killed and another one takes over"
     def cluster(port):
         scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
-        return scheduler, [dask("worker", f"tcp://127.0.0.1:{port}", "--nthreads", 1, "--resources", "GPU=1", "--local-directory", tmp_path / f"worker{i}") for i in range(2)]
+        return scheduler, [another(port, i) for i in range(2)]
+
+    def another(port, i):
+        return dask("worker", f"tcp://127.0.0.1:{port}", "--nthreads", 1, "--resources", "GPU=1", "--local-directory", tmp_path / f"worker{i}")
     port = random.randrange(20000, 50000)
     scheduler, workers = cluster(port)
     everything = [scheduler, *workers]
@@ -186,6 +189,8 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed):
         wait_for(lambda: kinds(workers[0].pid)["kernel"], 90)
         left = family(workers[0].pid)
         workers[0].kill()
+        workers.append(another(port, 2))
+        everything.append(workers[-1])
         told = p.communicate(timeout=600)[0]
         assert p.returncode == 0, told
         wait_for(lambda: not [q for q in left if q.is_running() and q.status() != psutil.STATUS_ZOMBIE], 20)
@@ -193,13 +198,14 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed):
         assert_tidy(runs)
 
         os.environ["JUNKDNA_RUNS"] = str(tmp_path / "second")
-        p = start("junkdna", "sweep", grid, *address)
+        p = start("junkdna", "sweep", grid, *address, "--threads", 1)
         wait_for(lambda: kinds(workers[1].pid)["run"], 60)
         time.sleep(random.uniform(0, 6))
         scheduler.kill()
         told = p.communicate(timeout=120)[0]
         assert p.returncode == 1 and "the scheduler has gone; the same command goes on with" in told, told
-        workers[1].kill()
+        for w in workers[1:]:
+            w.kill()
         port += 1
         everything += [*(more := cluster(port))[1], more[0]]
         wait_for(lambda: all(family(w.pid) for w in more[1]), 60)
