@@ -15,7 +15,7 @@ from common import arguments, closing
 
 from junkdna_nb.core import load_runs
 
-args = arguments(repeats=1, train=1000, jobs=2)
+args = arguments(repeats=1, train=1150, jobs=2)
 BIN, NBS = Path(sys.executable).parent, Path(__file__).resolve().parents[1] / "nbs"
 FIXED = dict(task="movie", max_train=args.train, max_eval=300, epochs=2, max_length=64)
 SEEDS, SPARSITIES = [1, 2, 3, 4], [0.5, 0.8]

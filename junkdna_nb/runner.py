@@ -327,6 +327,7 @@ class Slot:
 
     def _start(self):
         env = {**os.environ, **{k: str(self.threads) for k in THREADS}, 'OPENBLAS_NUM_THREADS': '1', 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYTORCH_NVML_BASED_CUDA_CHECK': '1', 'TOKENIZERS_PARALLELISM': 'false'}
+        env.pop('MALLOC_TRIM_THRESHOLD_', None)   # Dask sets it for its workers; training would give memory back to the system and fetch it again all the time
         self.process = subprocess.Popen([sys.executable, '-c', f'from junkdna_nb.runner import serve; serve({not self.cold})'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True, bufsize=0)
         self.buffer = b''
 

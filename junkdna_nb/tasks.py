@@ -127,9 +127,8 @@ def _vader_rows(key):
     inner = read_member(fetch(_VADER), 'vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz')
     sentences, ratings = ([l.split('\t') for l in read_member(io.BytesIO(inner), f'hutto_ICWSM_2014/{key}_{part}.txt').decode('utf-8-sig').splitlines()]
                           for part in ('GroundTruth', 'anonDataRatings'))
-    rows = []
-    for (id, mean, text), (rated, _, _, scores) in zip(sentences, ratings, strict=True):
-        scores = json.loads(scores)
+    rows, every = [], json.loads(f"[{','.join(r[3] for r in ratings)}]")   # read at once: ten times faster
+    for (id, mean, text), (rated, *_), scores in zip(sentences, ratings, every, strict=True):
         if id == rated and abs(sum(scores)/len(scores) - float(mean)) < 0.01: rows.append((id, id.split('_')[0], text.strip(), scores))
     return rows
 
