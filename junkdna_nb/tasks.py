@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'METRICS', 'EVALS_PACKAGE', 'Task', 'get_task', 'chance_level', 'bootstrap_se', 'score', 'editorials',
-           'rater_accuracy', 'task_version', 'nested_order', 'subset', 'TaskData', 'load_task']
+           'rater_agreement', 'rater_accuracy', 'task_version', 'nested_order', 'subset', 'TaskData', 'load_task']
 
 # %% ../nbs/00b_tasks.ipynb #205e4805
 import hashlib, json, os
@@ -165,16 +165,22 @@ def _packaged_splits(task):
     return splits
 
 # %% ../nbs/00b_tasks.ipynb #6ebff856
-def rater_accuracy(ratings  # one list of numbers per sentence
-    ) -> tuple:             # (accuracy, standard error over sentences)
-    "How often one rater's sign agrees with the sign of the others' mean"
+def rater_agreement(ratings  # one list of numbers per sentence
+    ) -> list:               # one number in [0, 1] per sentence
+    "How often one rater's sign agrees with the sign of the others' mean (a tie counts half)"
     import numpy as np
-    per_sentence = []
+    agreed = []
     for r in ratings:
         r = np.asarray(r, float)
         others = (r.sum() - r)/(len(r) - 1)
-        per_sentence.append(np.where(r*others == 0, 0.5, r*others > 0).mean())
-    return float(np.mean(per_sentence)), float(np.std(per_sentence, ddof=1)/len(per_sentence)**0.5) if len(per_sentence) > 1 else 0.0
+        agreed.append(float(np.where(r*others == 0, 0.5, r*others > 0).mean()))
+    return agreed
+
+def rater_accuracy(ratings) -> tuple:   # (accuracy, standard error over sentences)
+    "The mean of `rater_agreement`"
+    import numpy as np
+    agreed = rater_agreement(ratings)
+    return float(np.mean(agreed)), float(np.std(agreed, ddof=1)/len(agreed)**0.5) if len(agreed) > 1 else 0.0
 
 # %% ../nbs/00b_tasks.ipynb #abcb3414
 def _mirrored_glue():
@@ -240,6 +246,7 @@ class TaskData:
     evals: dict        # suffix -> list of such dicts
     majority: int | None   # most frequent class in all training rows; None for scores
     human: dict        # metric -> dict(value, se or None, source); computed or published
+    agreement: dict    # suffix -> how far the raters of each row agree, in [0, 1]; empty where there are no ratings
     sizes: dict        # rows used and available, per split
     origin: str        # package, mirror or hub the rows came from
     notes: tuple       # what is not complete
@@ -250,10 +257,13 @@ def _fingerprint(*splits):
     for rows in splits: h.update(json.dumps([sorted(r.items()) for r in rows]).encode())
     return h.hexdigest()
 
+def _ratings(task, rows):
+    ratings = {id: r for id, _, _, r in _vader_rows(task.key)}
+    return [ratings[r['id']] for r in rows]
+
 def _human(task, evals):
     if task.source == 'vader':
-        ratings = {id: r for id, _, _, r in _vader_rows(task.key)}
-        value, se = rater_accuracy([ratings[r['id']] for r in evals['']])
+        value, se = rater_accuracy(_ratings(task, evals['']))
         return dict(accuracy=dict(value=value, se=se, source='computed: one rater against the mean of the others, same sentences'))
     return {m: dict(value=v, se=None, source=task.human_source) for m, v in task.human.items()}
 
@@ -277,4 +287,4 @@ def load_task(name:str,
                  **{f'eval{k}_available': len(splits[s]) for k, s in task.evals if s in splits})
     classes = [r['label'] for r in splits['train']]
     majority = max(sorted(set(classes)), key=classes.count) if task.labels else None
-    return TaskData(task, train, evals, majority, _human(task, evals), sizes, origin, tuple(notes), _fingerprint(train, *evals.values()))
+    return TaskData(task, train, evals, majority, _human(task, evals), {k: rater_agreement(_ratings(get_task(name), rows)) for k, rows in evals.items()} if get_task(name).source == 'vader' else {}, sizes, origin, tuple(notes), _fingerprint(train, *evals.values()))

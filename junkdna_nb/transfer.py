@@ -321,9 +321,10 @@ def _open(config):
     return _Bench(source, data, tokenizer, train, dict(zip(data.evals, evals)), resolve_precision(config.precision), _scale(config, data, config.model, count_parameters(source)), text)
 
 # %% ../nbs/01b_transfer.ipynb #e40e40b5
-def _items(task, evals, logits):
+def _items(data, logits):
     "Per-item outcomes of all evaluation sets"
     import pandas as pd
+    task, evals = data.task, data.evals
     parts = []
     for suffix, rows in evals.items():
         z, y = logits[suffix], np.array([r['label'] for r in rows])
@@ -333,6 +334,7 @@ def _items(task, evals, logits):
             gold, others = logp[np.arange(len(y)), y], logp.copy(); others[np.arange(len(y)), y] = -np.inf
             part |= dict(prediction=z.argmax(1), correct=z.argmax(1) == y, margin=gold - others.max(1), log_probabilities=list(logp))
         else: part |= dict(prediction=z[:, 0].astype(float), error=np.abs(z[:, 0] - y))
+        if data.agreement: part['human_agreement'] = data.agreement[suffix]
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
 
@@ -382,7 +384,7 @@ def _cell(config, record, bench, dense=None):
     for name, human in bench.data.human.items():
         if name in record['metrics']: record['metrics'][name] |= dict(human=human['value'], human_se=human['se'], human_source=human['source'])
     record['metric'] = task.metrics[0]
-    items = _items(task, bench.data.evals, logits)
+    items = _items(bench.data, logits)
     lap('score_s')
     if callback: record['certificate'] = _certificates(trainer, callback)
     if config.mode == Mode.quantized: record['effective_bits'] = effective_bits(callback.quantized)
