@@ -56,6 +56,7 @@ class Unit:
     human: float | None = None
     scale: str = ''
     records: tuple = ()  # digests
+    bits: tuple = ()     # effective bits per weight at each amount
 
     def estimates(self):
         "Dense score (S,) and compressed scores (A, S)"
