@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARGIN', 'LEVEL', 'AXES', 'Study', 'Verdict', 'positive', 'small', 'decide', 'human_gap', 'across_tasks',
            'along_axis', 'within_tasks', 'separation', 'at_equal_bits', 'quantization', 'other_criteria', 'judge',
-           'table']
+           'table', 'said', 'difficulty_table', 'agreement']
 
 # %% ../nbs/01da_claims.ipynb #5b765860
 import json
@@ -356,3 +356,61 @@ def table(verdicts:list):   # DataFrame
         if v.estimate is None: return dict(claim=v.claim, question=v.question, estimate='', interval='', p='', verdict=f'not run: {v.n}; {v.command}', n='', scale='')
         return dict(claim=v.claim, question=v.question, estimate=f'{v.estimate:+.3f}', interval=f'[{v.low:+.3f}, {v.high:+.3f}]', p=f'{v.p_holm:.3g}', verdict=v.verdict + (f' (an effect of {v.mde:.2g} would have been found)' if v.verdict == 'inconclusive' else ''), n=v.n, scale=v.scale)
     return pd.DataFrame([told(v) for v in verdicts])
+
+# %% ../nbs/01da_claims.ipynb #ff0bf17a
+def said(study:Study, verdicts:list) -> str:
+    "What was used and what is missing, as lines"
+    from collections import Counter
+    used = {d for v in verdicts for d in v.records}
+    counts = Counter(r['experiment'] for r in study.records)
+    lines = [f"{len(study.records)} records ({', '.join(f'{k}: {n}' for k, n in sorted(counts.items())) or 'none'}), {len(used)} of them used here"]
+    if missing := sorted({v.command for v in verdicts if v.verdict == 'not run'}): lines += ['missing; run:'] + [f'  {c}' for c in missing]
+    return '\n'.join(lines)
+
+def difficulty_table(study:Study):   # DataFrame, one row per fine-tuning task
+    "Difficulty metrics beside what is lost; empty where a record is missing, never NaN by accident"
+    import pandas as pd
+    from junkdna_nb.difficulty import breaking_points, cartography, v_information
+    special = defaultdict(dict)   # task -> what the records of the block `difficulty` give
+    for c, records in study.groups('02_glue', recipe='default', data_share=1.0):
+        for r in (r for r in records if _is_dense(r['config'])):
+            if c['inputs'] == 'none': special[c['task']].setdefault('null', r)
+            elif c['dynamics']: special[c['task']].setdefault('dynamics', r)
+    rows = []
+    for r in resample(study.tasks('sparse')):
+        u, found = r.unit, special.get(r.unit.name, {})
+        row = dict(task=u.name, metric=u.metric, chance=u.chance, dense=float(r.dense[0]), dense_normalised=float((r.dense[0] - u.chance)/(1 - u.chance)), human=u.human, human_gap=None if u.human is None else float(human_gap(r)[0]))
+        if {'null', 'dynamics'} <= set(found):
+            v = v_information(study.items(found['dynamics']), study.items(found['null']))
+            row['v_information'] = None if v['collapsed'] else v['value']
+        if 'dynamics' in found:
+            c = cartography(load_items(found['dynamics'], table='dynamics'))
+            row |= dict(confidence=c['confidence'], variability=c['variability'], hard_share=c['hard'])
+        one = next((x for x in study.records if x['digest'] in u.records), None)
+        if one is not None and 'human_agreement' in (items := study.items(one)): row['rater_agreement'] = float(items['human_agreement'].mean())
+        if r.usable:
+            row |= dict(area=float(r.area[0]))
+            for keep in (0.95, 0.99):
+                at = breaking_points(r, keep); low, high = np.quantile(at[1:], [0.025, 0.975], method='lower')
+                told = lambda x: f'> {u.amounts[-1]:g}' if x == np.inf else f'{x:.2f}'
+                row[f'keeps_{keep:.0%}'] = f'{told(at[0])} [{told(low)}, {told(high)}]'
+        else: row |= dict(area=None)   # at chance: a drop says nothing
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+_HARDER = dict(dense_normalised=-1, human_gap=1, v_information=-1, confidence=-1, variability=1, hard_share=1, rater_agreement=-1, area=1)   # sign that makes larger mean harder
+
+def agreement(metrics, resamples:int=500):   # DataFrame, one row per pair of metrics
+    "Kendall's tau between difficulty metrics over tasks, signed so that larger is harder; interval over resampled tasks"
+    import itertools
+    import pandas as pd
+    from scipy.stats import kendalltau
+    rng, rows = np.random.default_rng(0), []
+    for a, b in itertools.combinations([c for c in _HARDER if c in metrics], 2):
+        pair = metrics[[a, b]].dropna().to_numpy(float)*[_HARDER[a], _HARDER[b]]
+        if len(pair) < 4: continue
+        again = [kendalltau(*pair[rng.integers(0, len(pair), len(pair))].T).statistic for _ in range(resamples)]
+        t = kendalltau(*pair.T)
+        low, high = np.nanquantile(again, [0.025, 0.975])
+        rows.append({'metric': a, 'and': b, 'tau': f'{t.statistic:+.2f}', '95 % interval': f'[{low:+.2f}, {high:+.2f}]', 'p': f'{t.pvalue:.2g}', 'tasks': len(pair)})
+    return pd.DataFrame(rows)

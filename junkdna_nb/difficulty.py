@@ -129,12 +129,14 @@ def between_seeds(units:list) -> float | None:
     "Standard deviation of a drop between training seeds beyond what resampled items explain, pooled over units with several seeds; None if there are none"
     excess = []
     for u in units:
-        if len(u.seeds) < 2: continue
         dense, compressed = u.estimates()
-        drops = dense - compressed                    # (A, S), on the same items
-        have = [d[~np.isnan(d)] for d in drops]
-        excess += [np.var(d, ddof=1) for d in have if len(d) > 1]
-    return float(np.sqrt(np.mean(excess))) if excess else None
+        for a, score in enumerate(compressed):
+            there = np.flatnonzero(~np.isnan(score))
+            if len(there) < 2: continue
+            by_chance = 0.0   # what items that flip on their own would give
+            if u.metric in ('accuracy', 'exact_match'): by_chance = (u.dense[there, :, 0] - u.compressed[a, there, :, 0]).var(0, ddof=1).mean()/len(u.ids)
+            excess.append((dense - score)[there].var(ddof=1) - by_chance)
+    return float(np.sqrt(max(0.0, np.mean(excess)))) if excess else None
 
 def interval(samples, level:float=0.95) -> tuple:   # (low, high); row 0 is not a sample
     "Percentile interval of resampled values"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import project_root, write_atomic
-from .difficulty import breaking_points, interval
+from .difficulty import interval
 
 # %% ../nbs/01db_figures.ipynb #78f81c3a
 MARKERS, DASHES = 'osD^vP*Xh', ('-', '--', '-.', ':')
