@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .core import StudyError, load_items, load_record, load_runs
-from .difficulty import Unit, bootstrap_p, between_seeds, contrast, detectable, equivalence, holm, interval, kendall, moments, page, resample
+from .difficulty import Unit, bootstrap_p, between_seeds, contrast, detectable, equivalence, holm, interval, kendall, moments, page, resample, taus
 
 # %% ../nbs/01da_claims.ipynb #f3cf7c13
 _COMPRESSION = {'method', 'pattern', 'sparsity', 'granularity', 'n_kept', 'm_group', 'bits', 'group_size', 'symmetric', 'calibration', 'calibration_windows', 'calibration_length', 'mode'}
@@ -202,11 +202,10 @@ def _steeper(units, permutations=9999):
     both = [resample(list(h)) for h in zip(*map(_halves, units))]
     hard = [np.stack([1 - (r.dense - r.unit.chance)/(1 - r.unit.chance) for r in half]) for half in both]
     areas = [np.stack([r.area for r in half]) for half in both]
-    from scipy.stats import kendalltau
-    tau = lambda b, order: np.mean([kendalltau(hard[0][:, b], areas[1][order, b]).statistic, kendalltau(hard[1][:, b], areas[0][order, b]).statistic])
-    same, rng = np.arange(len(units)), np.random.default_rng(0)
-    samples = np.array([tau(b, same) for b in range(0, areas[0].shape[1], 4)])
-    shuffled = np.array([tau(0, rng.permutation(len(units))) for _ in range(permutations)])
+    tau = lambda h, a: (taus(h[0], a[1]) + taus(h[1], a[0]))/2
+    samples = tau(hard, areas)
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(len(units)), (permutations, 1)), axis=1).T      # (units, permutations)
+    shuffled = tau([h[:, :1] for h in hard], [a[orders, 0] for a in areas])
     return samples, (1 + (np.abs(shuffled) >= abs(samples[0]) - 1e-12).sum())/(permutations + 1)
 
 def across_tasks(study:Study, seed_sd:float) -> list:

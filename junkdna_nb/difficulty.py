@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['moments', 'score_of', 'Unit', 'Resampled', 'area', 'resample', 'between_seeds', 'interval', 'breaking_points',
            'pointwise_v_information', 'v_information', 'cartography', 'flips', 'page', 'isotonic_p', 'reversal',
-           'contrast', 'bootstrap_p', 'kendall', 'equivalence', 'detectable', 'holm']
+           'contrast', 'bootstrap_p', 'taus', 'kendall', 'equivalence', 'detectable', 'holm']
 
 # %% ../nbs/01d_difficulty.ipynb #a6395e5d
 import hashlib, math
@@ -231,6 +231,13 @@ def bootstrap_p(samples) -> float:
     s = samples[1:]
     return float(min(1.0, 2*(1 + min((s <= 0).sum(), (s >= 0).sum()))/(len(s) + 1)))
 
+def taus(x, y):   # (units, B) each
+    "Kendall's tau-b of every column, by the signs of all pairs of units; 0 where one side is constant"
+    i, j = np.triu_indices(len(x), 1)
+    a, b = np.sign(x[i] - x[j]), np.sign(y[i] - y[j])
+    weight = np.sqrt((a != 0).sum(0)*(b != 0).sum(0))
+    return np.divide((a*b).sum(0), weight, out=np.zeros(weight.shape), where=weight > 0)
+
 def kendall(difficulty,   # (units,) or (units, B + 1)
             effect,       # (units, B + 1)
     ) -> tuple:           # (tau, low, high, p)
@@ -238,9 +245,7 @@ def kendall(difficulty,   # (units,) or (units, B + 1)
     effect = np.asarray(effect, float)
     d = np.broadcast_to(np.asarray(difficulty, float).reshape(len(effect), -1), effect.shape)
     tau, p = stats.kendalltau(d[:, 0], effect[:, 0])
-    again = np.array([stats.kendalltau(d[:, b], effect[:, b]).statistic for b in range(0, effect.shape[1], max(1, effect.shape[1]//500))])
-    low, high = np.nanquantile(again, [0.025, 0.975])
-    return float(tau), float(low), float(high), float(p)
+    return float(tau), *interval(taus(d, effect)), float(p)
 
 def equivalence(samples,        # row 0 is the estimate
                 margin:float,   # what counts as no effect

@@ -6,12 +6,12 @@
 __all__ = ['MARKERS', 'DASHES', 'style', 'save', 'curves', 'summary', 'by_bits', 'verdicts', 'paper_points', 'overlay']
 
 # %% ../nbs/01db_figures.ipynb #d1854c75
-import csv, io
+import csv, io, tempfile
 from pathlib import Path
 
 import numpy as np
 
-from .core import project_root, write_atomic
+from .core import in_test, project_root, write_atomic
 from .difficulty import interval
 
 # %% ../nbs/01db_figures.ipynb #78f81c3a
@@ -25,7 +25,7 @@ def style():
 
 def save(fig, name:str, folder=None) -> Path:   # of the PNG
     "Write a figure as PNG and SVG, the same bytes for the same content"
-    folder = Path(folder or project_root()/'figures')
+    folder = Path(folder or (tempfile.mkdtemp(prefix='junkdna-') if in_test() else project_root()/'figures'))   # a test changes no figure
     for kind in ('png', 'svg'):
         data = io.BytesIO()
         fig.savefig(data, format=kind, dpi=150, metadata=dict(Software=None) if kind == 'png' else dict(Date=None))
