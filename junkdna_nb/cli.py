@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.script import Param, anno_parser
 from .core import StudyError, cache_dir, check_writable, load_record, load_runs, nearest, project_root, remove_stale, runs_dir
 from .experiments import EXPERIMENTS, closing_lines, get_experiment
-from .runner import relative, run_notebook, unheld
+from .runner import claim, relative, run_notebook, unheld
 from .sweep import estimate, make_plan, read_grid, run_tasks
 
 # %% ../nbs/01eb_cli.ipynb #0bc20bc6
@@ -42,7 +42,8 @@ def run(experiment:str,   # name of the notebook, e.g. 02_glue
     for folder in (runs_dir(config.experiment), cache_dir()): check_writable(folder)
     told = ' '.join(f'-p {k} {v}' for k, v in params.items())
     print(f"papermill nbs/{config.experiment}.ipynb {relative(runs_dir(config.experiment)/config.name)}.ipynb {told}", flush=True)
-    try: record, notebook = run_notebook(config, params, out=sys.stdout)
+    try:
+        with claim(config, lambda: print('another process runs this configuration; waiting for it', flush=True)): record, notebook = run_notebook(config, params, out=sys.stdout)
     except StudyError as e: raise Failed(str(e)) from None
     stem = relative(notebook.with_suffix(''))
     print('', *closing_lines(record), f"files:  {stem}.ipynb (notebook), .json (record), .parquet (items), .png (figure)", sep='\n')

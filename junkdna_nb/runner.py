@@ -241,6 +241,7 @@ def perform(request:dict,           # experiment, params, minutes, keep, force
     "Run one configuration unless its record is there, and say how it ended"
     config = get_experiment(request['experiment']).make(**request['params'])
     out = dict(digest=config.digest, name=config.name, experiment=config.experiment, error=None, line='', times=None, bytes=0)
+    if request.get('digest', config.digest) != config.digest: return {**out, 'status': 'failed', 'error': f"{os.uname().nodename} sees another model, other data or other code than the machine that planned the run ({config.sources()}: digest {config.digest}, not {request['digest']})"}
     try:
         with claim(config, lambda: tell('waiting')):
             if not request.get('force') and (record := valid_record(config)): return {**out, 'status': 'found', 'line': in_brief(record)}
@@ -282,7 +283,7 @@ def _fork_run(request, warm, answer):
             try:
                 os.setsid(); _die_with(parent); os.close(mine)
                 nothing = os.open(os.devnull, os.O_RDONLY); os.dup2(nothing, 0); os.dup2(log.fileno(), 1); os.dup2(log.fileno(), 2)
-                os.environ.update(request['env'] | dict(TMPDIR=own)); tempfile.tempdir = None   # what a killed run leaves there goes with the folder
+                os.environ.pop('JUNKDNA_MIRROR', None); os.environ.update(request['env'] | dict(TMPDIR=own)); tempfile.tempdir = None   # what a killed run leaves there goes with the folder
                 say = lambda **event: os.write(its, (json.dumps(event) + '\n').encode())
                 outcome = perform(request, lambda event: say(event=event), (lambda: Unborn((its,))) if warm else None)
                 say(event='outcome', outcome=outcome)
@@ -360,7 +361,9 @@ class Slot:
         outcome, stopping = None, False
         while True:
             events = self._events(0.5)
-            if events is None: return self._killed(request, 'the warm process was killed')
+            if events is None:
+                self.process.wait(); self.process.stdout.close(); self.process = None
+                return self._killed(request, 'the warm process was killed')
             for e in events:
                 if e['event'] == 'ready': self.warmup = e['seconds']
                 elif e['event'] == 'outcome': outcome = e['outcome']

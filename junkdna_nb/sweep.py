@@ -226,6 +226,7 @@ def _on_worker(request, baseline=None):
     from distributed import get_worker
     worker = get_worker()
     tell = lambda event: worker.log_event(request['topic'], dict(event=event, digest=request['digest'], worker=worker.address))
+    os.environ.pop('JUNKDNA_MIRROR', None)   # the data are those of the machine that made the plan
     os.environ.update(request['env'])
     if not (runs_dir()/'.locks'/request['token']).is_file(): return dict(status='failed', error=f"worker {worker.address} does not see {runs_dir()} of the machine that started the sweep", line='', times=None, bytes=0, recorded=False)
     if baseline and baseline['status'] not in ('ok', 'found'):
@@ -233,8 +234,9 @@ def _on_worker(request, baseline=None):
         if baseline['status'] == 'failed': record_failure(get_experiment(request['experiment']).make(**request['params']), error)
         return dict(status=baseline['status'], error=error, line='', times=None, bytes=0)
     threads = request['threads'] or max(1, len(os.sched_getaffinity(0))//request['slots'].get(worker.address.split('//')[-1].rsplit(':', 1)[0], 1))
-    key, mine = worker.get_current_task(), (threading.get_ident(), threads, request['cold'])
-    if mine not in _slots: _slots[mine] = Slot(threads, request['cold'])
+    key, mine, how = worker.get_current_task(), threading.get_ident(), (threads, request['cold'])
+    if mine in _slots and (_slots[mine].threads, _slots[mine].cold) != how: _slots.pop(mine).close()
+    if mine not in _slots: _slots[mine] = Slot(*how)
     unwanted = lambda: getattr(worker.state.tasks.get(key), 'state', 'executing') in ('cancelled', 'released', 'forgotten')
     return {**_slots[mine].run(request, tell, unwanted), 'worker': worker.address, 'threads': threads}
 

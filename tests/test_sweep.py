@@ -110,14 +110,10 @@ def undisturbed(tmp_path_factory):
     two = [start("junkdna", "sweep", runs / "grid.yaml", "--jobs", 2, "--threads", 1, JUNKDNA_RUNS=str(runs / "runs")) for _ in range(2)]
     told = [p.communicate(timeout=300)[0] for p in two]
     assert [p.returncode for p in two] == [0, 0], told
-    before = os.environ.get("JUNKDNA_RUNS")
-    os.environ["JUNKDNA_RUNS"] = str(runs / "runs")
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUNKDNA_RUNS", str(runs / "runs"))
         assert_tidy(runs / "runs")
-        found = contents(runs / "runs")
-    finally:
-        os.environ.pop("JUNKDNA_RUNS") if before is None else os.environ.update(JUNKDNA_RUNS=before)
-    return told, found
+        return told, contents(runs / "runs")
 
 
 def test_two_sweeps_at_once_do_the_work_once(undisturbed):
@@ -169,7 +165,7 @@ def dask(*words):
     return start("dask", *words)
 
 
-def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed):
+def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monkeypatch):
     "The documented commands; the smoke grid with a worker killed on the way; then the scheduler is killed and another one takes over"
     def cluster(port):
         scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
@@ -197,7 +193,7 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed):
         assert set(load_runs().experiment) == {"02_glue", "03_options", "04_context", "05_kshot", "06_qa_format"} and len(load_runs()) == 11 and not len(load_runs(status="failed"))
         assert_tidy(runs)
 
-        os.environ["JUNKDNA_RUNS"] = str(tmp_path / "second")
+        monkeypatch.setenv("JUNKDNA_RUNS", str(tmp_path / "second"))
         p = start("junkdna", "sweep", grid, *address, "--threads", 1)
         wait_for(lambda: kinds(workers[1].pid)["run"], 60)
         time.sleep(random.uniform(0, 6))
@@ -244,7 +240,6 @@ blocks:
     assert done.returncode == 1 and "1 done, 3 failed, 0 not run" in done.stdout and done.stderr.startswith("error: 3 of 4 runs are missing"), done.stdout + done.stderr
     failed = load_runs(status="failed").set_index("name")
     errors = sorted(failed.error)
-    assert errors == ["its dense baseline failed: " + errors[1].split(": ", 1)[1] if errors[1].startswith("StudyError") else errors[0], *errors[1:]]
     assert any("time limit of 0.25 minutes reached" in e for e in errors) and any(e.startswith("its dense baseline failed: max_length=1000 is more than minilm can read") for e in errors), errors
     for record in map(load_record, failed.path):
         if record["notebook"]:
@@ -278,12 +273,12 @@ def test_control_c(runs, grid):
     assert_tidy(runs)
 
 
-def test_warm_and_cold_runs_are_the_same_to_the_bit(runs):
+def test_warm_and_cold_runs_are_the_same_to_the_bit(runs, monkeypatch):
     "A fork of a warm process and a new interpreter leave the same record and the same items"
     found = []
     for cold in (False, True):
         slot, folder = Slot(1, cold), runs / str(cold)
-        os.environ["JUNKDNA_RUNS"] = str(folder)
+        monkeypatch.setenv("JUNKDNA_RUNS", str(folder))
         try:
             outcomes = [slot.run(dict(experiment="02_glue", params=dict(TINY, **how), env=dict(JUNKDNA_RUNS=str(folder)))) for how in (dict(mode="dense"), dict(sparsity=0.5))]
         finally:
@@ -299,12 +294,12 @@ def _mounted(folder, options):
         pytest.skip("file systems cannot be mounted here")
 
 
-def test_full_disk_and_read_only_folder(runs, tmp_path):
+def test_full_disk_and_read_only_folder(runs, tmp_path, monkeypatch):
     "A clear failure each, and the records of before are intact"
     folder = tmp_path / "disk"
     _mounted(folder, "size=400k")
     try:
-        os.environ["JUNKDNA_RUNS"] = str(folder)
+        monkeypatch.setenv("JUNKDNA_RUNS", str(folder))
         words = ("junkdna", "run", "02_glue", *(f"{k}={v}" for k, v in TINY.items()), "mode=dense")
         done = command(*words)
         assert done.returncode == 0, done.stderr
@@ -436,3 +431,15 @@ def test_a_claim_is_dropped_by_a_kill(runs):
         pass
     p.communicate()
     assert not list((runs / ".locks").iterdir())
+
+
+def test_a_worker_that_sees_other_data_says_so(runs, monkeypatch):
+    "The digest that was planned and the one a worker computes must agree"
+    from junkdna_nb.runner import perform
+    outcome = perform(dict(experiment="02_glue", params=dict(TINY), digest="0" * 12))
+    assert outcome["status"] == "failed" and "sees another model, other data or other code" in outcome["error"] and not runs.exists()
+    monkeypatch.delenv("JUNKDNA_MIRROR", raising=False)
+    request = dict(experiment="02_glue", params=dict(task="rte"), digest=GlueConfig(task="rte").digest)
+    monkeypatch.setenv("JUNKDNA_MIRROR", str(runs.parent))
+    (runs.parent / "nyu-mll" / "glue" / "rte").mkdir(parents=True)
+    assert "sees another model" in perform(request)["error"]
