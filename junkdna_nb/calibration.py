@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import StudyError
+from .core import StudyError, find_file
 from .tasks import editorials
 
 # %% ../nbs/00d_calibration.ipynb #3f72e1c0
@@ -39,8 +39,8 @@ def documents(source:str='packaged',  # 'packaged', a text file, or a data set
     "Running text"
     if part not in ('train', 'held_out'): raise StudyError(f"part={part!r} of a text is unknown (allowed: train, held_out)")
     if source == 'packaged': return [t for id, t in editorials() if _held_out(id) == (part == 'held_out')], 'editorials of vaderSentiment'
-    if Path(source).is_file():
-        try: text = Path(source).read_text(encoding='utf-8')
+    if file := find_file(source):
+        try: text = file.read_text(encoding='utf-8')
         except (OSError, UnicodeDecodeError) as e: raise StudyError(f"text file {source} cannot be read as UTF-8 ({e})") from None
         texts = [t.strip() for t in text.split('\n\n') if t.strip()]
         if len(texts) < 5 and part == 'held_out': raise StudyError(f"text file {source} has {len(texts)} documents, too few to hold some out (allowed: at least 5, separated by blank lines)")

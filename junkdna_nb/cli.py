@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from fastcore.script import Param, anno_parser
-from .core import StudyError, cache_dir, check_writable, load_record, load_runs, nearest, project_root, remove_stale, runs_dir
+from .core import StudyError, cache_dir, check_writable, load_record, load_runs, nearest, project_root, runs_dir, stale, unheld
 from .experiments import EXPERIMENTS, closing_lines, get_experiment
-from .runner import claim, relative, run_notebook, unheld
+from .runner import claim, relative, run_notebook
 from .sweep import estimate, make_plan, read_grid, run_tasks
 
 # %% ../nbs/01eb_cli.ipynb #0bc20bc6
@@ -80,8 +80,8 @@ def sweep(grid:str,               # a YAML file, e.g. nbs/configs/smoke.yaml
         if not re.fullmatch(r'\d+(\.\d+)?', amount): raise StudyError(f"resources={resources!r} is not of the form NAME=NUMBER (e.g. GPU=1)")
         needs[name.strip()] = float(amount)
     for name, value in dict(jobs=jobs, threads=threads, minutes=minutes).items():
-        if value < 0: raise StudyError(f"{name}={value} is out of range (allowed: 0 or more)")
-    if memory <= 0: raise StudyError(f"memory={memory} is out of range (allowed: more than 0)")
+        if not 0 <= value < 1e7: raise StudyError(f"{name}={value} is out of range (allowed: 0 or more, below 10000000)")
+    if not memory > 0: raise StudyError(f"memory={memory} is out of range (allowed: more than 0)")
     if needs and not scheduler: raise StudyError('resources need a cluster whose workers offer them (give --scheduler)')
     points, merged = read_grid(grid, block)
     todo, rest = make_plan(points, force, only)
@@ -90,7 +90,7 @@ def sweep(grid:str,               # a YAML file, e.g. nbs/configs/smoke.yaml
     slots = machine(jobs, threads, memory)[0] if not scheduler else None
     known, baselines = [t.seconds for t in todo if t.seconds], [t for t in todo if t.place.startswith('baseline')]
     done, failed, stale = sum(t.state == 'done' for t in rest), sum(t.state == 'failed' for t in [*rest, *todo]), sum(t.stale for t in [*rest, *todo])
-    if dry_run and todo: print(_table([(t.config.experiment, '-'.join(map(str, t.config.slug())), t.state, _duration(t.seconds), t.place) for t in todo], ('experiment', 'run', 'state', 'estimate', 'from')))
+    if dry_run: print(_table([(t.config.experiment, '-'.join(map(str, t.config.slug())), t.state, told, t.place) for t, told in [*((t, _duration(t.seconds)) for t in todo), *((t, '-') for t in rest)]], ('experiment', 'run', 'state', 'estimate', 'from'), most=200))
     notes = [f'{merged} coincide with others'] if merged else []
     notes += [f'{len(baselines)} dense baselines beside them'] if baselines else []
     notes += [f'{failed} failed last time'] if failed else []
@@ -107,7 +107,7 @@ def sweep(grid:str,               # a YAML file, e.g. nbs/configs/smoke.yaml
         fixed = {k: statistics.median(t[k] for t in timed) for k in ('kernel', 'imports', 'open', 'load', 'figures', 'other')}
         print(f"net work {_duration(result.net)}, overhead {result.overhead:.0%} of {result.slots} x {_duration(result.wall)}; fixed cost of a run {sum(fixed.values()):.1f} s (median; " + ', '.join(f'{k} {v:.1f}' for k, v in fixed.items()) + ')')
         print(f"notebooks: {sum(o['bytes'] for _, o in result.outcomes)/1e6:.2f} MB under {relative(runs_dir())}")
-    missing = len(todo) - c['ok'] - c['found']
+    missing = len(todo) - c['ok'] - c['found']   # what is done counts, whatever became of its notebook
     if result.interrupted: raise KeyboardInterrupt
     if result.lost: raise Failed(f"{result.lost}; the same command goes on with the {missing} runs that are missing")
     if missing: raise Failed(f"{missing} of {len(todo)} runs are missing; the same command tries them again (junkdna runs status=failed tells why)")
@@ -131,14 +131,16 @@ def find_runs(filters=(),   # words name=value; a bare word is an experiment
     wanted, experiment = {}, None
     for word in filters:
         name, eq, value = word.partition('=')
-        if not eq: experiment = get_experiment(word).experiment
-        else: wanted[name] = value
+        if eq: wanted[name] = value
+        elif experiment: raise StudyError(f"two experiments are given: {experiment} and {word} (allowed: one)")
+        else: experiment = get_experiment(word).experiment
+    if wanted.get('status', 'ok') not in ('ok', 'failed'): raise StudyError(f"unknown status {wanted['status']!r}{nearest(wanted['status'], ('ok', 'failed'))} (allowed: ok, failed)")
     runs = load_runs(experiment, wanted.pop('status', None))
     for name, value in wanted.items():
         if len(runs) and name not in runs: raise StudyError(f"unknown column {name!r}{nearest(name, runs.columns)} (allowed: {', '.join(runs.columns)})")
         if len(runs):
             number = pd.to_numeric(pd.Series([value]), errors='coerce')[0]
-            runs = runs[(runs[name].astype(str) == value) | (pd.to_numeric(runs[name], errors='coerce') == number)]
+            runs = runs[(runs[name].astype(str).str.lower() == value.lower()) | (pd.to_numeric(runs[name], errors='coerce') == number)]
     return runs
 
 def runs(filters:Param('an experiment and name=value pairs, e.g. 02_glue task=movie status=failed', opt=False, nargs='*')=(),
@@ -154,8 +156,9 @@ def runs(filters:Param('an experiment and name=value pairs, e.g. 02_glue task=mo
     for r in found.sort_values(['experiment', 'task', 'model', 'created']).to_dict('records'):
         score = f"{r['value']:.3f} ± {r['se']:.3f}" if number(r['value']) else '-'
         relative_ = f"{r['relative_performance']:.1f} ± {r['relative_se']:.1f}" if number(r['relative_performance']) else '-'
-        rows.append((r['experiment'], r['task'], r['model'], *_how(r), f"{r['seed']:.0f}", r['metric'] or '-', score, f"{r['n']:.0f}" if number(r['n']) else '-', relative_, r['status'], _age(r['created']), r['digest']))
+        rows.append((r['experiment'], r['task'], r['model'], *_how(r), f"{r['seed']:.0f}", r['metric'] if isinstance(r['metric'], str) else '-', score, f"{r['n']:.0f}" if number(r['n']) else '-', relative_, r['status'], _age(r['created']), r['digest']))
     print(_table(rows, head, most=10**6))
+    for r in found[found['status'] == 'failed'].to_dict('records'): print(f"{r['digest']} failed: {str(r['error'])[:200]}")
     print(f"{len(rows)} records" + (f", {sum(found['status'] == 'failed')} failed" if (found['status'] == 'failed').any() else ''))
 
 def find_digest(digest:str) -> dict:   # a record
@@ -182,23 +185,26 @@ def show(digest:str):   # its first digits, as `junkdna runs` shows them
 
 def clean(yes:bool=False):   # do not ask
     "Remove what no record refers to: leftovers of killed runs, notebooks and figures without a record."
-    base, doomed, names = runs_dir(), [], {}
+    base, names = runs_dir(), {}
     for path in sorted(base.glob('*/*.json')):
+        names[path.with_suffix('')] = {}   # whatever is in it: its files are not ours to remove
         with contextlib.suppress(StudyError): names[path.with_suffix('')] = load_record(path)
-    for e in EXPERIMENTS: remove_stale(base/e)   # temporary files of processes that are gone
+    doomed = [(path, 'its process is gone') for e in EXPERIMENTS for path in stale(base/e)]
     for path in sorted(p for e in EXPERIMENTS for p in (base/e).glob('*')):
         if not path.is_file() or path.name.startswith('.tmp-'): continue
         stem = next((path.with_name(path.name.removesuffix(e)) for e in ('.failed.ipynb', '.dynamics.parquet') if path.name.endswith(e)), path.with_suffix(''))
         r = names.get(stem)
         if r is None and path.suffix in ('.ipynb', '.parquet', '.png'): doomed.append((path, 'no record'))
-        elif r and path.name.endswith('.failed.ipynb') and r['status'] == 'ok': doomed.append((path, 'a later run has succeeded'))
+        elif r and path.name.endswith('.failed.ipynb') and r['status'] == 'ok' and (path.parent/f'{stem.name}.ipynb').exists(): doomed.append((path, 'a later run has succeeded'))
     doomed += [(path, 'a lock nobody holds') for path in unheld()]
     if not doomed: print('nothing to remove'); return
     for path, why in doomed: print(f'{relative(path)}  {path.stat().st_size/1e3:.0f} kB  ({why})')
     print(f'{len(doomed)} files, {sum(p.stat().st_size for p, _ in doomed)/1e6:.2f} MB')
     if not yes and not (sys.stdin.isatty() and input('remove them? [y/N] ').strip().lower() in ('y', 'yes')):
         print('nothing removed (--yes removes them)'); return
-    for path, _ in doomed: path.unlink(missing_ok=True)
+    for path, _ in doomed:
+        if path.parent.name != '.locks': path.unlink(missing_ok=True)
+    unheld(remove=True)
     print('removed')
 
 # %% ../nbs/01eb_cli.ipynb #add99c23

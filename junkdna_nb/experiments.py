@@ -11,7 +11,7 @@ __all__ = ['MODES', 'GRANULARITY_NAMES', 'METHOD_GRANULARITIES', 'METHOD_NAMES',
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from .core import Config, StudyError, param, sha256_file
+from .core import Config, StudyError, find_file, param, sha256_file
 from .models import check_model_name, model_version
 from .questions import QUESTIONS, question_version
 from .tasks import TASKS, task_version
@@ -69,7 +69,7 @@ class Compressed(Config):
 
     def canonical(self):
         fields, idle = super().canonical() | dict(granularity=self.per), self.idle()
-        if 'calibration' not in idle and Path(self.calibration).is_file(): fields['calibration'] = 'sha256:' + sha256_file(Path(self.calibration))   # the text counts, not where it lies
+        if 'calibration' not in idle and self.calibration != 'packaged' and (text := find_file(self.calibration)): fields['calibration'] = 'sha256:' + sha256_file(text)   # the text counts, not where it lies
         return {k: v for k, v in fields.items() if k not in idle}
 
     def sources(self):

@@ -11,9 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import Config, StudyError, cache_dir, check_writable, load_items, load_record, nearest, project_root, remove_stale, runs_dir
+from .core import Config, StudyError, cache_dir, check_writable, code_version, hold, load_items, load_record, nearest, project_root, remove_stale, runs_dir, unheld
 from .experiments import get_experiment
-from .runner import Slot, hold, record_failure, unheld
+from .runner import Slot, claim, record_failure
 
 # %% ../nbs/01ea_sweep.ipynb #23efa66a
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class _Reader:
         except OSError as e: raise StudyError(f"cannot read {path}: {e.strerror}") from None
         except (UnicodeDecodeError, yaml.YAMLError): raise StudyError(f"{path}: not a text file of YAML") from None
         try: self.root = self.loader.get_single_node()
+        except RecursionError: raise StudyError(f"{path}:1: nested too deeply") from None
         except yaml.YAMLError as e: raise StudyError(f"{path}:{e.problem_mark.line + 1 if getattr(e, 'problem_mark', None) else 1}: not YAML: {getattr(e, 'problem', e)}") from None
     def at(self, node): return f"{self.path}:{node.start_mark.line + 1 if node else 1}"
     def fail(self, node, message): raise StudyError(f"{self.at(node)}: {message}")
@@ -41,6 +42,7 @@ class _Reader:
         if node is None or node.id != 'mapping': self.fail(node, f"{what} is not a mapping")
         out = {}
         for key, value in node.value:
+            if key.tag.endswith(':merge'): self.fail(key, 'merge keys (<<) are not supported')
             name = str(self.value(key))
             if name in out: self.fail(key, f"{name!r} is given twice in {what}")
             if allowed and name not in allowed: self.fail(key, f"unknown key {name!r} in {what}{nearest(name, allowed)} (allowed: {', '.join(allowed)})")
@@ -53,7 +55,7 @@ class _Reader:
     def value(self, node):
         import yaml
         try: return self.loader.construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError) as e: self.fail(node, f"cannot be read: {getattr(e, 'problem', e)}")
+        except (yaml.YAMLError, ValueError, KeyError, OverflowError, IndexError, AttributeError) as e: self.fail(node, f"cannot be read: {getattr(e, 'problem', e)}")
 
 _KEYS = ('experiment', 'fixed', 'cross', 'zip', 'exclude')
 
@@ -76,6 +78,7 @@ def read_grid(path,           # of a YAML file
             key = (p.config.experiment, p.config.digest)
             if key in points: merged += 1
             else: points[key] = p
+    if not points: raise StudyError(f"{path}: no point is left")
     return list(points.values()), merged
 
 def _block(r, name, node):
@@ -96,7 +99,10 @@ def _block(r, name, node):
     def scalar(parameter, node):
         value = r.value(node)
         if not isinstance(value, (str, int, float, bool)): r.fail(node, f"{parameter}={value!r} is not a single value")
-        if parameter == 'calibration' and Path(str(value)).suffix and not (project_root()/str(value)).resolve().is_relative_to(project_root()): r.fail(node, f"calibration={value!r} lies outside the project: a grid must hold on other machines")
+        if parameter == 'calibration' and value != 'packaged' and ':' not in str(value):
+            path = (project_root()/str(value)).resolve()
+            if not path.is_relative_to(project_root()): r.fail(node, f"calibration={value!r} lies outside the project: a grid must hold on other machines")
+            if not path.is_file(): r.fail(node, f"calibration={value!r} is no file of the project (allowed: packaged, a text file, owner/name:configuration:column)")
         return parameter, value, node
     for parameter, n in r.mapping(keys['fixed'], "'fixed'").items() if 'fixed' in keys else (): named(parameter, n); axes.append([[scalar(parameter, n)]])
     for parameter, n in r.mapping(keys['cross'], "'cross'").items() if 'cross' in keys else ():
@@ -108,22 +114,31 @@ def _block(r, name, node):
     for group in (keys['zip'].value if keys['zip'].id == 'sequence' else [keys['zip']]) if 'zip' in keys else ():
         rows = []
         for parameter, n in r.mapping(group, "'zip'").items(): named(parameter, n); rows.append([scalar(parameter, v) for v in r.sequence(n, parameter)])
+        if not rows: r.fail(group, "'zip' is empty")
         if len({len(x) for x in rows}) != 1: r.fail(group, f"the lists of a 'zip' have different lengths ({', '.join(f'{x[0][0]}: {len(x)}' for x in rows)})")
         together = [list(x) for x in zip(*rows)]
         for i, x in enumerate(together):
             if [v[1] for v in x] in [[v[1] for v in y] for y in together[:i]]: r.fail(x[0][2], f"{', '.join(f'{v[0]}={v[1]!r}' for v in x)} is listed twice")
         axes.append(together)
+    def plain(k, v):   # 1e-4 and 1.0e-4 are the same number
+        with contextlib.suppress(ValueError, TypeError):
+            if type(fields[k]) in (int, float): return float(v)
+        return v
     exclusions = []
     for n in r.sequence(keys['exclude'], "'exclude'") if 'exclude' in keys else ():
-        pairs = {k: r.value(v) for k, v in r.mapping(n, "'exclude'").items()}
-        for k in pairs:
+        pairs = {}
+        for k, v in r.mapping(n, "'exclude'").items():
             if k not in fields: r.fail(n, f"unknown parameter {k!r} of {cls.experiment}{nearest(k, fields)} (allowed: {', '.join(fields)})")
-        exclusions.append([n, {k: v if isinstance(v, list) else [v] for k, v in pairs.items()}, 0])
+            pairs[k] = [plain(k, x[1]) for x in (scalar(k, e) for e in (r.sequence(v, k) if v.id == 'sequence' else [v]))]
+        if not pairs: r.fail(n, 'an exclusion is empty')
+        exclusions.append([n, pairs, {(k, x): 0 for k, v in pairs.items() for x in v}])
     for combination in itertools.product(*axes):
         chosen = [v for part in combination for v in part]
         params = {p: v for p, v, _ in chosen}
-        hit = [x for x in exclusions if all({**fields, **params}[k] in v for k, v in x[1].items())]
-        for x in hit: x[2] += 1
+        told = {k: plain(k, {**fields, **params}[k]) for x in exclusions for k in x[1]}
+        hit = [x for x in exclusions if all(told[k] in v for k, v in x[1].items())]
+        for x in hit:
+            for k in x[1]: x[2][k, told[k]] += 1
         if hit: continue
         try: config = cls.make(**params)
         except StudyError as e:
@@ -132,7 +147,7 @@ def _block(r, name, node):
             r.fail(chosen[blamed[1]][2] if blamed else node, f"{what}: {e}")
         yield Point(config, {p: getattr(config, p) for p in params}, name, r.at(node))
     for n, pairs, hits in exclusions:
-        if not hits: r.fail(n, f"this exclusion excludes no point of {what}")
+        if idle := [f'{k}={v!r}' for (k, v), times in hits.items() if not times]: r.fail(n, f"this exclusion excludes no point of {what}{'' if len(idle) == len(hits) else f' with ' + ', '.join(idle)}")
 
 # %% ../nbs/01ea_sweep.ipynb #06499228
 @dataclass
@@ -163,12 +178,16 @@ def _state(path):
         return 'done', record
     except StudyError: return 'missing', None
 
+def _other_torch(record):
+    "Was this dense run made with another version of torch? It is then no baseline for runs of today"
+    from importlib import metadata
+    return record['environment'].get('versions', {}).get('torch') not in (None, metadata.version('torch'))
+
 def make_plan(points:list,         # of `Point`
               force:bool=False,    # run what is done as well
               only:str='',         # '', 'failed' or 'stale'
     ) -> tuple:                    # (`Task`s to run, baselines first; those that are left as they are)
     "What is done and what is to do"
-    from junkdna_nb.core import code_version
     if only not in ('', 'failed', 'stale'): raise StudyError(f"unknown only {only!r}{nearest(only, ('failed', 'stale'))} (allowed: failed, stale)")
     recorded = {e: _recorded(e) for e in {p.config.experiment for p in points}}
     def task(config, params, place):
@@ -185,7 +204,7 @@ def make_plan(points:list,         # of `Point`
         if (dense := t.config.baseline()) is None: continue
         key = (experiment, dense.digest)
         b = tasks.get(key) or baselines.get(key) or baselines.setdefault(key, task(dense, {f.name: v for f in dataclasses.fields(dense) if (v := getattr(dense, f.name)) != f.default}, f'baseline of {t.place}'))
-        if key in wanted or b.state != 'done':
+        if key in wanted or b.state != 'done' or force or (only == 'stale' and b.stale) or _other_torch(b.record):
             todo[key], t.baseline = b, dense.digest
             b.needed += 1
     return sorted(todo.values(), key=lambda t: -t.needed), [t for k, t in tasks.items() if k not in todo]
@@ -213,8 +232,8 @@ def estimate(tasks:list):   # of `Task`; fills their `seconds`
             key = (*(getattr(t.config, k, None) for k in _COSTLY), _work(t.config))
             if key not in known:
                 alike = lambda c: sum(w for k, w in _COSTLY.items() if getattr(c, k, None) == getattr(t.config, k, None))
-                best = max(alike(c) for c, _ in past)
-                known[key] = statistics.median(s*_work(t.config)/_work(c) for c, s in past if alike(c) == best)
+                similar = [(alike(c), s*_work(t.config)/_work(c)) for c, s in past if c.model == t.config.model]
+                known[key] = statistics.median(s for a, s in similar if a == max(similar)[0]) if similar else None
             t.seconds = known[key]
 
 # %% ../nbs/01ea_sweep.ipynb #0b24ed5d
@@ -228,21 +247,31 @@ def _on_worker(request, baseline=None):
     tell = lambda event: worker.log_event(request['topic'], dict(event=event, digest=request['digest'], worker=worker.address))
     os.environ.pop('JUNKDNA_MIRROR', None)   # the data are those of the machine that made the plan
     os.environ.update(request['env'])
-    if not (runs_dir()/'.locks'/request['token']).is_file(): return dict(status='failed', error=f"worker {worker.address} does not see {runs_dir()} of the machine that started the sweep", line='', times=None, bytes=0, recorded=False)
+    if not (runs_dir()/'.locks'/request['token']).is_file(): return dict(status='failed', error=f"worker {worker.address} does not see {runs_dir()} of the machine that started the sweep", line='', times=None, bytes=0)
     if baseline and baseline['status'] not in ('ok', 'found'):
         error = f"its dense baseline failed: {baseline['error']}"
-        if baseline['status'] == 'failed': record_failure(get_experiment(request['experiment']).make(**request['params']), error)
+        if baseline['status'] == 'failed':
+            config = get_experiment(request['experiment']).make(**request['params'])
+            with claim(config): record_failure(config, error)
         return dict(status=baseline['status'], error=error, line='', times=None, bytes=0)
     threads = request['threads'] or max(1, len(os.sched_getaffinity(0))//request['slots'].get(worker.address.split('//')[-1].rsplit(':', 1)[0], 1))
-    key, mine, how = worker.get_current_task(), threading.get_ident(), (threads, request['cold'])
-    if mine in _slots and (_slots[mine].threads, _slots[mine].cold) != how: _slots.pop(mine).close()
+    key, mine, how = worker.get_current_task(), threading.get_ident(), (threads, request['cold'], request['code'])
+    if mine in _slots and (_slots[mine].threads, _slots[mine].cold, _slots[mine].code) != how: _slots.pop(mine).close()
     if mine not in _slots: _slots[mine] = Slot(*how)
     unwanted = lambda: getattr(worker.state.tasks.get(key), 'state', 'executing') in ('cancelled', 'released', 'forgotten')
     return {**_slots[mine].run(request, tell, unwanted), 'worker': worker.address, 'threads': threads}
 
-def gpus() -> int:
-    "NVIDIA GPUs of this machine"
-    return len(list(Path('/proc/driver/nvidia/gpus').glob('*')))
+def _probe(token, folder, code):
+    "On a worker: why it is of no use, or nothing"
+    from junkdna_nb import core
+    if not (Path(folder)/'.locks'/token).is_file(): return f'does not see {folder}'
+    core.code_version.cache_clear()
+    return '' if core.code_version() == code else 'has other code'
+
+def gpus() -> list:
+    "NVIDIA GPUs of this machine that may be used"
+    if (asked := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None: return [g for g in asked.split(',') if g.strip()]
+    return [str(i) for i, _ in enumerate(Path('/proc/driver/nvidia/gpus').glob('*'))]
 
 def machine(jobs:int=0,         # runs at a time; 0: what fits
             threads:int=0,      # of each run; 0: its share of the cores
@@ -253,7 +282,7 @@ def machine(jobs:int=0,         # runs at a time; 0: what fits
     for line in open('/proc/meminfo') if Path('/proc/meminfo').is_file() else ():
         if line.startswith('MemAvailable'): room = int(line.split()[1])/1e6; break
     else: room = memory
-    fits = gpus() or max(1, cores//(threads or max(1, min(4, cores//4))))
+    fits = len(gpus()) or max(1, cores//(threads or max(1, min(4, cores//4))))
     jobs = jobs or max(1, min(fits, int(room/memory)))
     return jobs, threads or max(1, cores//jobs)
 
@@ -272,8 +301,9 @@ def _cluster(jobs, threads, dashboard):
     from distributed import Nanny, Scheduler, SpecCluster
     with dask.config.set({'distributed.scheduler.allowed-failures': 3, 'distributed.worker.memory.spill': False, 'distributed.worker.memory.target': False, 'distributed.worker.memory.pause': False, 'distributed.worker.memory.terminate': False,
                           'logging.distributed': 'critical'}), _environment(DASK_LOGGING__DISTRIBUTED='critical'):   # the workers read theirs from the environment
+        devices = gpus()
         deaf = 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)'   # Ctrl-C reaches every process of a terminal; what follows from it is ours to say
-        one = lambda i: dict(cls=Nanny, options=dict(nthreads=1, memory_limit=0, dashboard=False, preload=[deaf], env={'CUDA_VISIBLE_DEVICES': str(i % gpus())} if gpus() > 1 else {}))
+        one = lambda i: dict(cls=Nanny, options=dict(nthreads=1, memory_limit=0, dashboard=False, preload=[deaf], env={'CUDA_VISIBLE_DEVICES': devices[i % len(devices)]} if len(devices) > 1 else {}))
         with SpecCluster(workers={i: one(i) for i in range(jobs)}, scheduler=dict(cls=Scheduler, options=dict(protocol='tcp', host='127.0.0.1', port=0, dashboard=dashboard, dashboard_address='127.0.0.1:0')), silence_logs=50, shutdown_on_close=True) as cluster: yield cluster
 
 # %% ../nbs/01ea_sweep.ipynb #961292a0
@@ -281,9 +311,9 @@ def _clock(seconds): return f"{int(seconds)//3600}:{int(seconds)//60 % 60:02}:{i
 
 class _Line:
     "What a sweep shows: one line that is redrawn in a terminal, a line for every finished run otherwise, or nothing but failures"
-    def __init__(self, total, quiet, seconds, jobs):
-        self.live, self.quiet, self.jobs, self.seconds = sys.stdout.isatty() and not quiet, quiet, jobs, seconds
-        self.total, self.count, self.running, self.begun, self.last, self.waiting = total, Counter(), {}, time.monotonic(), '', set()
+    def __init__(self, total, quiet, jobs):
+        self.live, self.quiet, self.jobs = sys.stdout.isatty() and not quiet, quiet, jobs
+        self.total, self.count, self.running, self.begun, self.last = total, Counter(), {}, time.monotonic(), ''
         self.done_s = self.done_estimate = 0.0
     @property
     def left(self): return self.total - sum(self.count.values())
@@ -306,6 +336,7 @@ class _Line:
         self.count[status] += 1; self.running.pop(task.config.digest, None)
         if outcome.get('times') and task.seconds: self.done_s += outcome['times']['wall']; self.done_estimate += task.seconds
         self.last = f"{outcome['line'] or outcome['error']} {task.config.experiment} {what}"
+        if status == 'ok' and outcome['error']: self.say(f"note: {task.config.experiment} {what}: {outcome['error']}")
         if status == 'failed': self.say(f"failed: {task.config.experiment} {what}: {outcome['error']}")
         elif not self.live and not self.quiet: self.say(f"[{sum(self.count.values())}/{self.total}, {_clock(time.monotonic() - self.begun)}] {self.last}")
         self.draw(tasks)
@@ -339,10 +370,12 @@ def run_tasks(tasks:list,            # of `Task`, baselines first
     from distributed import Client
     folders = {runs_dir(t.config.experiment) for t in tasks}
     for folder in folders | {cache_dir(), runs_dir()/'.locks'}: check_writable(folder); remove_stale(folder)   # and what a killed sweep has left
-    for lock in unheld(): lock.unlink(missing_ok=True)
+    unheld(remove=True)
     token = f'sweep-{os.getpid()}-{time.time_ns()}'
     places = {k: str(Path(os.environ[k]).expanduser().resolve()) for k in ('JUNKDNA_CACHE', 'JUNKDNA_MIRROR') if os.environ.get(k)} | dict(JUNKDNA_ROOT=str(project_root()), JUNKDNA_RUNS=str(runs_dir().resolve()))
+    interrupts = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
+        if _main_thread(): stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, lambda *_: interrupts.put(('interrupt', None))))   # from the start: what comes early is answered when there is something to stop
         stack.enter_context(hold(runs_dir()/'.locks'/token))   # every worker must see it
         stack.callback(lambda: [remove_stale(folder) for folder in folders])
         if scheduler:
@@ -353,53 +386,57 @@ def run_tasks(tasks:list,            # of `Task`, baselines first
             jobs, threads = machine(jobs, threads, memory)
             client = stack.enter_context(Client(stack.enter_context(_cluster(jobs, threads, dashboard)), name='junkdna-sweep'))
             client.wait_for_workers(jobs, timeout=120)
-        workers = client.scheduler_info(n_workers=-1)['workers'].values()
+        workers = client.scheduler_info(n_workers=-1)['workers']
+        useless = {a: why for a, why in client.run(_probe, token, str(runs_dir().resolve()), code_version()).items() if why} if scheduler else {}
+        for a, why in useless.items(): print(f'worker {a} {why}: left out', file=sys.stderr)
+        lacking = {a for a, w in workers.items() if any(w.get('resources', {}).get(k, 0) < v for k, v in (resources or {}).items())}
+        if scheduler and not set(workers) - lacking: raise StudyError(f"no worker at {scheduler} offers {', '.join(f'{k}={v:g}' for k, v in resources.items())}; start them with: dask worker {scheduler} --nthreads 1 --resources \"{' '.join(f'{k}={v:g}' for k, v in resources.items())}\"")
+        good = [a for a in workers if a not in useless and a not in lacking]
+        if not good: raise StudyError(f"no worker at {scheduler} can be used")
+        workers = [workers[a] for a in good]
         slots, per_host = sum(w['nthreads'] for w in workers), Counter()
         for w in workers: per_host[w['host']] += w['nthreads']
-        line = _Line(len(tasks), quiet, sum(t.seconds or 0 for t in tasks), slots)
+        line = _Line(len(tasks), quiet, slots)
         if not quiet: line.say(f"{len(tasks)} runs on {slots} slot{'s' if slots > 1 else ''}{f' of {threads} threads' if threads > 1 else ' of 1 thread' if threads else ''}" + (f"; dashboard: {client.dashboard_link}" if dashboard and client.dashboard_link else ''))
-        return _drive(client, tasks, line, slots, dict(env=places, token=token, topic=token, minutes=minutes, keep=keep, force=force, cold=cold, threads=threads, slots=dict(per_host)), resources or {}, not scheduler)
+        return _drive(client, tasks, line, slots, dict(env=places, token=token, topic=token, minutes=minutes, keep=keep, force=force, cold=cold, threads=threads, slots=dict(per_host), code=code_version()), resources or {}, good if useless else None, interrupts)
 
-def _drive(client, tasks, line, slots, common, resources, ours):
+def _drive(client, tasks, line, slots, common, resources, only_on, events):
     "Submit, follow, and bring in the outcomes"
-    events, futures, by_digest, outcomes = queue.SimpleQueue(), {}, {}, []
+    futures, by_digest, outcomes = {}, {}, []
     client.subscribe_topic(common['topic'], lambda event: events.put(('event', event[1])))
-    suffix = common['topic'] if common['force'] else common['env']['JUNKDNA_RUNS']
-    for priority, t in enumerate(tasks):
-        request = dict(common, experiment=t.config.experiment, params=t.params, digest=t.config.digest)
-        f = client.submit(_on_worker, request, by_digest.get((t.config.experiment, t.baseline)), key=f'{t.config.experiment}-{t.config.digest}-{suffix}', resources=resources, priority=-priority, retries=0)
-        by_digest[t.config.experiment, t.config.digest] = f
+    def submit(t, priority, patient):
+        request = dict(common, experiment=t.config.experiment, params=t.params, digest=t.config.digest, patient=patient)
+        f = client.submit(_on_worker, request, by_digest.get((t.config.experiment, t.baseline)), key=f"{t.config.experiment}-{t.config.digest}-{common['topic']}{'-again' if priority > len(tasks) else ''}", resources=resources, workers=only_on, priority=-priority)
         futures[f.key] = (f, t)
+        return f
+    for priority, t in enumerate(tasks): by_digest[t.config.experiment, t.config.digest] = submit(t, priority, t.needed > 0)
     for f, _ in futures.values(): f.add_done_callback(lambda f: events.put(('done', f.key)))
-    open_, begun, interrupted, lost, unreachable = dict(futures), time.monotonic(), 0, '', None
-    def stop(*_): events.put(('interrupt', None))
-    before = signal.signal(signal.SIGINT, stop) if _main_thread() else None
-    try:
-        while open_:
-            line.draw([t for _, t in open_.values()])
-            try: kind, what = events.get(timeout=1)
-            except queue.Empty: kind = None
-            if client.status != 'running':
-                unreachable = unreachable or time.monotonic()
-                if time.monotonic() - unreachable > 5: lost = 'the scheduler has gone'; break
+    open_, begun, interrupted, lost = dict(futures), time.monotonic(), 0, ''
+    while open_:
+        line.draw([t for _, t in open_.values()])
+        try: kind, what = events.get(timeout=1)
+        except queue.Empty: kind = None
+        if client.status != 'running': lost = 'the scheduler has gone'; break   # Dask has given up all futures then, even if another scheduler answers
+        if kind == 'interrupt':
+            interrupted += 1
+            if interrupted == 1:
+                waiting = [f for f, t in open_.values() if t.config.digest not in line.running]
+                for f in waiting: open_.pop(f.key)
+                client.cancel(waiting)
+                line.say(f"stopping: the {len(open_)} running go on to their end; press Ctrl-C again to stop them now" if open_ else 'stopping')
+            else:
+                client.cancel([f for f, _ in open_.values()], force=True); break
+        elif kind == 'event': line.running[what['digest']] = what['event']
+        elif kind == 'done' and what in open_:
+            f, t = open_.pop(what)
+            outcome = _outcome(f, t)
+            if outcome['status'] == 'busy':   # another sweep is at it: everything else first
+                line.running.pop(t.config.digest, None)
+                again = submit(t, 2*len(tasks), True)
+                open_[again.key] = (again, t)
+                again.add_done_callback(lambda f: events.put(('done', f.key)))
                 continue
-            unreachable = None
-            if kind == 'interrupt':
-                interrupted += 1
-                if interrupted == 1:
-                    waiting = [f for f, t in open_.values() if t.config.digest not in line.running]
-                    for f in waiting: open_.pop(f.key)
-                    client.cancel(waiting)
-                    line.say(f"stopping: the {len(open_)} running go on to their end; press Ctrl-C again to stop them now" if open_ else 'stopping')
-                else:
-                    client.cancel([f for f, _ in open_.values()], force=True); break
-            elif kind == 'event': line.running[what['digest']] = what['event']
-            elif kind == 'done' and what in open_:
-                f, t = open_.pop(what)
-                outcome = _outcome(f, t)
-                outcomes.append((t, outcome)); line.finished(t, outcome, [t for _, t in open_.values()])
-    finally:
-        if before is not None: signal.signal(signal.SIGINT, before)
+            outcomes.append((t, outcome)); line.finished(t, outcome, [t for _, t in open_.values()])
     if line.live: print()
     return Summary(line.count, time.monotonic() - begun, slots, outcomes, bool(interrupted), lost)
 
@@ -413,5 +450,6 @@ def _outcome(future, task):
     e = future.exception() if future.status == 'error' else None
     from distributed.scheduler import KilledWorker
     error = 'its worker was killed again and again; out of memory?' if isinstance(e, KilledWorker) else f'{type(e).__name__}: {e}' if e else f'the cluster gave it up ({future.status})'
-    record_failure(task.config, error)
+    if e is not None:
+        with claim(task.config): record_failure(task.config, error)
     return dict(status='failed', error=error, line='', times=None, bytes=0)

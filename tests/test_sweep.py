@@ -180,6 +180,8 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monk
         wait_for(lambda: all(family(w.pid) for w in workers), 60)
         time.sleep(2)
         address = ("--scheduler", f"tcp://127.0.0.1:{port}", "--resources", "GPU=1")
+        none = command("junkdna", "sweep", grid, "--scheduler", f"tcp://127.0.0.1:{port}", "--resources", "TPU=1")
+        assert none.returncode == 2 and f"error: no worker at tcp://127.0.0.1:{port} offers TPU=1" in none.stderr, none.stderr
         smoke = ("junkdna", "sweep", ROOT / "nbs" / "configs" / "smoke.yaml", *address)
         p = start(*smoke)
         wait_for(lambda: kinds(workers[0].pid)["kernel"], 90)
@@ -331,6 +333,13 @@ BAD = {
     "blocks:\n  a:\n    experiment: /etc/02_glue\n": "3: experiment='/etc/02_glue' lies outside the project",
     "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {method: wanda, calibration: /etc/hosts.txt}\n": "4: calibration='/etc/hosts.txt' lies outside the project",
     "blocks: {a: [}\n": "1: not YAML",
+    "blocks:\n  a:\n    experiment: 02_glue\n    exclude:\n    - {}\n": "5: an exclusion is empty",
+    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {mode: [dense, sparse]}\n    exclude:\n    - {mode: [dense, spare]}\n": "6: this exclusion excludes no point of block 'a' with mode='spare'",
+    "blocks:\n  a:\n    experiment: 02_glue\n    zip: {}\n": "4: 'zip' is empty",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {seed: !!int ''}\n": "4: cannot be read",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {dynamics: !!bool maybe}\n": "4: cannot be read",
+    "blocks:\n  a:\n    <<: {experiment: 02_glue}\n": "3: merge keys (<<) are not supported",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {method: wanda, calibration: nowhere.txt}\n": "4: calibration='nowhere.txt' is no file of the project",
     "blocks:\n  a:\n    experiment: 02_glue\n    fixed:\n      pattern: nm\n      n_kept: 9\n": "6: block 'a': n_kept=9 of m_group=8 is impossible",
 }
 
@@ -418,6 +427,12 @@ def test_stale_and_forced(runs, grid, undisturbed):
     victim.write_text(victim.read_text()[:100])
     todo, rest = make_plan(points)
     assert [t.state for t in todo] == ["missing"], "a damaged record is run again"
+
+
+def test_numbers_of_an_exclusion_may_be_written_in_any_way(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("blocks:\n  a:\n    experiment: 02_glue\n    cross: {learning_rate: [1e-4, 5e-5]}\n    exclude:\n    - {learning_rate: 0.0001}\n")
+    assert [p.config.learning_rate for p in read_grid(path)[0]] == [5e-5]
 
 
 def test_a_claim_is_dropped_by_a_kill(runs):
