@@ -51,7 +51,7 @@ def curves(groups:list,        # of (panel title, list of (label, Resampled))
     import matplotlib.pyplot as plt
     style()
     cols = min(3, len(groups)); rows = -(-len(groups)//cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(3.7*cols, 2.9*rows + 0.3), layout='constrained', squeeze=False, sharey=True)
+    fig, axes = plt.subplots(rows, cols, figsize=(max(6.6, 3.7*cols), 2.9*rows + 0.3), layout='constrained', squeeze=False, sharey=True)
     for ax, (title, units) in zip(axes.flat, groups):
         for i, (label, r) in enumerate(units): _line(ax, r.unit.amounts, getattr(r, value), i, label)
         ax.axhline(0 if value == 'normalised' else 100, color='0.3', lw=0.8)
@@ -84,7 +84,7 @@ def by_bits(groups:list):   # of (task, list of (label, Resampled))
     import matplotlib.pyplot as plt
     style()
     cols = min(3, len(groups)); rows = -(-len(groups)//cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(3.7*cols, 2.9*rows + 0.3), layout='constrained', squeeze=False, sharey=True)
+    fig, axes = plt.subplots(rows, cols, figsize=(max(6.6, 3.7*cols), 2.9*rows + 0.3), layout='constrained', squeeze=False, sharey=True)
     for ax, (title, units) in zip(axes.flat, groups):
         for i, (label, r) in enumerate(units): _line(ax, r.unit.bits, r.normalised, i, label)
         ax.axhline(0, color='0.3', lw=0.8); ax.axhline(1, color='0.6', lw=0.8, ls=':')
@@ -122,7 +122,7 @@ def overlay(panels:list):   # of (title, list of (label, Resampled, (x, value) o
     import matplotlib.pyplot as plt
     style()
     cols = min(3, len(panels)); rows = -(-len(panels)//cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(3.7*cols, 2.9*rows + 0.3), layout='constrained', squeeze=False, sharey=True)
+    fig, axes = plt.subplots(rows, cols, figsize=(max(6.6, 3.7*cols), 2.9*rows + 0.3), layout='constrained', squeeze=False, sharey=True)
     for ax, (title, units) in zip(axes.flat, panels):
         for i, (label, r, paper) in enumerate(units):
             _line(ax, r.unit.amounts, r.relative, i, label)
