@@ -21,7 +21,7 @@ def style():
     "Set the look of all figures"
     import matplotlib, seaborn as sns
     sns.set_theme(style='ticks', context='paper', palette='colorblind')
-    matplotlib.rcParams.update({'svg.hashsalt': 'junkdna', 'svg.fonttype': 'none', 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False})
+    matplotlib.rcParams.update({'svg.hashsalt': 'junkdna', 'svg.fonttype': 'none', 'figure.dpi': 72, 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False})
 
 def save(fig, name:str, folder=None) -> Path:   # of the PNG
     "Write a figure as PNG and SVG, the same bytes for the same content"
