@@ -440,9 +440,13 @@ def test_a_claim_is_dropped_by_a_kill(runs):
     code = "import time; from junkdna_nb.experiments import GlueConfig; from junkdna_nb.runner import claim\nwith claim(GlueConfig()): print('mine', flush=True); time.sleep(60)"
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "mine\n"
+
+    def held():
+        raise TimeoutError
+    with pytest.raises(TimeoutError), claim(config, held):
+        pass
     p.kill()
-    waited = []
-    with claim(config, lambda: waited.append(True)):
+    with claim(config):
         pass
     p.communicate()
     assert not list((runs / ".locks").iterdir())
