@@ -154,7 +154,7 @@ class Unborn:
         if self.pid == 0: _become_kernel(parent, here, (there, *close))
         os.close(here); self._there = there
     def start(self, connection_file, cwd, env):
-        with os.fdopen(self._there, 'w') as f: json.dump([str(connection_file), str(cwd or os.getcwd()), dict(env)], f)
+        with contextlib.suppress(BrokenPipeError), os.fdopen(self._there, 'w') as f: json.dump([str(connection_file), str(cwd or os.getcwd()), dict(env)], f)   # killed already: `poll` says so
     def poll(self):
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)

@@ -17,7 +17,7 @@ from conftest import BIN, ROOT, command
 
 from junkdna_nb.core import load_items, load_record, load_runs
 from junkdna_nb.experiments import GlueConfig
-from junkdna_nb.runner import Slot, claim
+from junkdna_nb.runner import KernelStartError, Slot, Unborn, claim, run_notebook
 from junkdna_nb.sweep import make_plan, read_grid
 
 TINY = dict(max_train=64, max_eval=32, epochs=1, max_length=32)
@@ -159,6 +159,15 @@ def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
     assert_tidy(runs)
     again = command(*words)
     assert again.returncode == 0 and "6 done, 0 to run" in again.stdout
+
+
+def test_a_kernel_killed_before_it_began_is_worth_another_try(runs):
+    kernel = Unborn()
+    kernel.kill()
+    kernel.wait()
+    with pytest.raises(KernelStartError, match="did not start"):
+        run_notebook(GlueConfig.make(**TINY), TINY, kernel)
+    assert not len(load_runs(status=None))   # no record: it is tried again
 
 
 def dask(*words):
