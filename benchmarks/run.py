@@ -11,7 +11,7 @@ from junkdna_nb.core import environment
 
 HERE = Path(__file__).parent
 RUNS = [("masks.py",), ("masks.py", "--levels", "9"), ("nm.py",), ("keep.py",), ("finetune.py", "--repeats", "2"), ("calibrated.py", "--repeats", "1"),
-        ("scoring.py",), ("scoring.py", "--precision", "bf16"), ("scoring.py", "--context", "1", "--n", "8")]
+        ("scoring.py",), ("scoring.py", "--precision", "bf16"), ("scoring.py", "--context", "1", "--n", "8"), ("sweep.py",), ("calibration.py",)]
 ONLY = sys.argv[1:]
 if os.environ.get("JUNKDNA_MIRROR"):
     os.environ["JUNKDNA_MIRROR"] = str(Path(os.environ["JUNKDNA_MIRROR"]).resolve())

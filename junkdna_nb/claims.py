@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARGIN', 'LEVEL', 'AXES', 'Study', 'Verdict', 'positive', 'small', 'decide', 'human_gap', 'across_tasks',
            'along_axis', 'within_tasks', 'separation', 'at_equal_bits', 'quantization', 'other_criteria', 'judge',
-           'table', 'said', 'difficulty_table', 'agreement']
+           'table', 'markdown', 'said', 'difficulty_table', 'monotone_table', 'flips_table', 'agreement']
 
 # %% ../nbs/01da_claims.ipynb #5b765860
 import json
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .core import StudyError, load_items, load_record, load_runs
-from .difficulty import Unit, bootstrap_p, between_seeds, contrast, detectable, equivalence, holm, interval, kendall, moments, page, resample, taus
+from .difficulty import Unit, aligned, between_seeds, bootstrap_p, breaking_points, cartography, contrast, detectable, equivalence, flips, holm, interval, isotonic_p, kendall, moments, page, resample, reversal, taus, usable, v_information
 
 # %% ../nbs/01da_claims.ipynb #f3cf7c13
 _COMPRESSION = {'method', 'pattern', 'sparsity', 'granularity', 'n_kept', 'm_group', 'bits', 'group_size', 'symmetric', 'calibration', 'calibration_windows', 'calibration_length', 'mode'}
@@ -90,8 +90,16 @@ class Study:
         m = one['metrics'][metric]
         return self._unit(one['config']['task'], records, ('quantized', 'rtn', '') if mode == 'quantized' else (mode, method, pattern), terms, metric, m['chance'], m.get('human'))
 
+    def spread(self, units:list) -> list:
+        "Tell units how much training seeds differ: among themselves or, where none of them has several, in sparse transfer"
+        known = units if between_seeds(units) is not None else self._tasks()
+        return [replace(u, seed_sd=between_seeds(known, u.metric) or 0.0) for u in units]
+
     def tasks(self, mode='sparse', method='magnitude', pattern='unstructured', **wanted) -> list:
         "Units of all fine-tuning tasks: of each task the settings with most records"
+        return self.spread(self._tasks(mode, method, pattern, **wanted))
+
+    def _tasks(self, mode='sparse', method='magnitude', pattern='unstructured', **wanted):
         wanted = dict(recipe='default', data_share=1.0, inputs='text', dynamics=False) | wanted
         out = {}
         for c, records in self.groups('02_glue', **wanted):
@@ -124,7 +132,7 @@ class Study:
             rest = json.dumps({k: v for k, v in c.items() if k != 'data_share'}, sort_keys=True)
             out[c['task'], rest].setdefault(c['data_share'], replace(u, name=f"{c['data_share']:.0%}"))
         for (task, rest), units in sorted(out.items(), key=lambda g: -len(g[1])):
-            if len(units) > 1: settled.setdefault(task, [units[s] for s in sorted(units, reverse=True)])
+            if len(units) > 1: settled.setdefault(task, self.spread([units[s] for s in sorted(units, reverse=True)]))
         return list(settled.items())
 
 # %% ../nbs/01da_claims.ipynb #507f5ec1
@@ -179,14 +187,19 @@ def decide(verdicts:list) -> list:
     return verdicts
 
 # %% ../nbs/01da_claims.ipynb #96007468
-def _mean(resampled, what=lambda r: r.area): return np.mean([what(r) for r in resampled], 0)
+def _pairs(first, second):
+    "Units that are in both lists, at the amounts that both lists have (each is `aligned`)"
+    second = {r.unit.name: r for r in second}
+    both = [(r, second[r.unit.name]) for r in first if r.unit.name in second]
+    shared = [a for a in both[0][0].unit.amounts if a in both[0][1].unit.amounts] if both else []
+    return [(a.at(shared), b.at(shared)) for a, b in both] if shared else []
 
-def _usable(units, seed_sd=0.0): return [r for r in resample(units, seed_sd=seed_sd or 0.0) if r.usable]
-
-def _common(resampled):
-    "Amounts that all units have, and each unit's normalised drops there"
-    amounts = sorted(set.intersection(*(set(r.unit.amounts) for r in resampled)))
-    return amounts, [r.normalised[:, [r.unit.amounts.index(a) for a in amounts]] for r in resampled]
+def _trend(claim, question, resampled, command) -> Verdict:
+    "Page's test of the drop over the amounts, and how much more the larger ones cost"
+    if len(resampled) < 2 or len(resampled[0].unit.amounts) < 3: return Verdict(claim, question, n='needs 2 tasks above chance with 3 amounts in common', command=command)
+    p, direction = page([r.normalised[0] for r in resampled])
+    rise = np.mean([contrast(r.normalised.T) for r in resampled], 0)
+    return positive(claim, question, f"normalised drop, higher minus lower half of {len(resampled[0].unit.amounts)} amounts; p by Page's test", rise, [r.unit for r in resampled], p if (rise[0] > 0) == (direction > 0) else 1.0, f'{len(resampled)} tasks')
 
 def human_gap(r) -> float | None:
     "(human - dense) / human"
@@ -208,43 +221,36 @@ def _steeper(units, permutations=9999):
     shuffled = tau([h[:, :1] for h in hard], [a[orders, 0] for a in areas])
     return samples, (1 + (np.abs(shuffled) >= abs(samples[0]) - 1e-12).sum())/(permutations + 1)
 
-def across_tasks(study:Study, seed_sd:float) -> list:
+def across_tasks(study:Study) -> list:
     "C1, C2, C3, C5 from fine-tuning"
-    out, run = [], 'junkdna sweep nbs/configs/study.yaml --block modes'
-    sparse = _usable(study.tasks('sparse'), seed_sd)
-    question = 'does the drop grow with sparsity?'
-    if len(sparse) >= 2 and len((common := _common(sparse))[0]) >= 3:
-        amounts, drops = common
-        p, direction = page([d[0] for d in drops])
-        rise = np.mean([contrast(d.T) for d in drops], 0)
-        out.append(positive('C1 monotonic', question, f'normalised drop, higher minus lower half of {len(amounts)} sparsities; p by Page\'s test', rise, [r.unit for r in sparse], p if (rise[0] > 0) == (direction > 0) else 1.0, f'{len(sparse)} tasks'))
-    else: out.append(Verdict('C1 monotonic', question, n='needs 2 tasks above chance with 3 sparsities each', command=run))
+    run = 'junkdna sweep nbs/configs/study.yaml --block modes'
+    sparse = aligned(usable(study.tasks('sparse')))
+    out = [_trend('C1 monotonic', 'does the drop grow with sparsity?', sparse, run)]
+    def tested(claim, question, found, needs, make, command=run): out.append(make(found) if found else Verdict(claim, question, n=f'needs {needs}', command=command))
+    def mean(claim, question, statistic, test=positive): return lambda found: test(claim, question, statistic, np.mean([r.area for r in found], 0), [r.unit for r in found], n=f'{len(found)} tasks')
     question = 'do harder tasks lose more?'
-    if len(sparse) >= 4:
-        samples, p = _steeper([r.unit for r in sparse])
-        out.append(positive('C1 steeper', question, 'Kendall\'s tau of dense difficulty and drop, on different halves of the items', samples, [r.unit for r in sparse], float(p), f'{len(sparse)} tasks'))
-    else: out.append(Verdict('C1 steeper', question, n='needs 4 tasks above chance', command=run))
-    question = 'does the human-model gap go with the drop?'
-    gaps = [(r, g) for r in sparse if (g := human_gap(r)) is not None]
-    if len(gaps) >= 4:
-        tau, low, high, p = kendall([g for _, g in gaps], [r.area for r, _ in gaps])
-        out.append(Verdict('C5 gap', question, 'Kendall\'s tau of (human - model) / human and drop', tau, low, high, p, mde=(high - low)/3.92*2.8, n=f'{len(gaps)} tasks with a human score', scale=_scale([r.unit for r, _ in gaps]), records=_records([r.unit for r, _ in gaps])))
-    else: out.append(Verdict('C5 gap', question, n='needs 4 tasks above chance with a human score', command=run))
-    back, frozen = _usable(study.tasks('sparse_to_dense'), seed_sd), _usable(study.tasks('dense_frozen'), seed_sd)
+    def steeper(found):
+        samples, p = _steeper([r.unit for r in found])
+        return positive('C1 steeper', question, "Kendall's tau of dense difficulty and drop, on different halves of the items", samples, [r.unit for r in found], float(p), f'{len(found)} tasks')
+    tested('C1 steeper', question, sparse if len(sparse) >= 4 else (), '4 tasks above chance', steeper)
+    gap_question = 'does the human-model gap go with the drop?'
+    def gap(found):
+        tau, low, high, p = kendall([human_gap(r) for r in found], [r.area for r in found])
+        units = [r.unit for r in found]
+        return Verdict('C5 gap', gap_question, "Kendall's tau of (human - model) / human and drop", tau, low, high, p, mde=(high - low)/3.92*2.8, n=f'{len(found)} tasks with a human score', scale=_scale(units), records=_records(units))
+    known = [r for r in sparse if r.unit.human]
+    tested('C5 gap', gap_question, known if len(known) >= 4 else (), '4 tasks above chance with a human score', gap)
     question = 'does sparse-to-dense stay below dense?'
-    if back: out.append(positive('C2 irreversible', question, 'mean normalised drop of sparse-to-dense', _mean(back), [r.unit for r in back], n=f'{len(back)} tasks'))
-    else: out.append(Verdict('C2 irreversible', question, n='needs a task above chance', command=run))
+    tested('C2 irreversible', question, aligned(usable(study.tasks('sparse_to_dense'))), 'a task above chance', mean('C2 irreversible', question, 'mean normalised drop of sparse-to-dense'))
     question = 'and after training longer?'
     longer = [u for c, records in study.groups('02_glue', recipe='default', data_share=1.0, inputs='text', dynamics=False) if c['epochs'] >= 6 and (u := study.task_unit(records, 'sparse_to_dense'))]
-    if longer := _usable(longer, seed_sd): out.append(positive('C2 longer', question, 'mean normalised drop of sparse-to-dense after more epochs', _mean(longer), [r.unit for r in longer], n=f'{len(longer)} tasks'))
-    else: out.append(Verdict('C2 longer', question, n='needs a task with 6 epochs or more', command='junkdna sweep nbs/configs/study.yaml --block longer'))
+    tested('C2 longer', question, aligned(usable(study.spread(longer))), 'a task with 6 epochs or more', mean('C2 longer', question, 'mean normalised drop of sparse-to-dense after more epochs'), 'junkdna sweep nbs/configs/study.yaml --block longer')
     question = 'does dense with frozen small weights stay near dense?'
-    if frozen: out.append(small('C3 frozen', question, 'mean normalised drop', _mean(frozen), [r.unit for r in frozen], n=f'{len(frozen)} tasks'))
-    else: out.append(Verdict('C3 frozen', question, n='needs a task above chance', command=run))
+    frozen = aligned(usable(study.tasks('dense_frozen')))
+    tested('C3 frozen', question, frozen, 'a task above chance', mean('C3 frozen', question, 'mean normalised drop', small))
     question = 'do the values matter, not training them?'
-    pairs = [(a, b) for a in sparse for b in frozen if a.unit.name == b.unit.name and a.unit.amounts == b.unit.amounts]
-    if pairs: out.append(positive('C3 values', question, 'normalised drop of sparse minus frozen', np.mean([a.area - b.area for a, b in pairs], 0), [u for a, b in pairs for u in (a.unit, b.unit)], n=f'{len(pairs)} tasks'))
-    else: out.append(Verdict('C3 values', question, n='needs a task in both modes', command=run))
+    tested('C3 values', question, _pairs(sparse, frozen), 'a task in both modes',
+           lambda pairs: positive('C3 values', question, 'normalised drop of sparse minus frozen', np.mean([a.area - b.area for a, b in pairs], 0), [r.unit for pair in pairs for r in pair], n=f'{len(pairs)} tasks'))
     return out
 
 AXES = dict(   # claim -> (question, experiment, levels that take part, from the easiest to the hardest, block)
@@ -252,21 +258,21 @@ AXES = dict(   # claim -> (question, experiment, levels that take part, from the
     context=('does it grow with the length of the context?', '04_context', lambda levels: sorted(l for l in levels if l >= 1), 'context'),
     shots=('does it grow with fewer demonstrations?', '05_kshot', lambda levels: sorted(levels, reverse=True), 'kshot'))
 
-def along_axis(study, claim, question, by_task, order, command, seed_sd=0.0) -> Verdict:
+def along_axis(study, claim, question, by_task, order, command) -> Verdict:
     "Contrast of the drop over the levels of one axis, averaged over tasks"
     found, units = [], []
     for task, levels in by_task:
-        r = {x.unit.name: x for x in resample(levels, seed_sd=seed_sd)}
-        names = [l for l in order(list(r)) if r[l].usable]
+        r = {x.unit.name: x for x in aligned(usable(levels))}
+        names = order(list(r))
         if len(names) < 2: continue
         found.append(contrast([r[l].area for l in names])); units += [r[l].unit for l in names]
     if not found: return Verdict(claim, question, n='needs a task with 2 levels above chance', command=command)
     return positive(claim, question, 'normalised drop, harder minus easier levels', np.mean(found, 0), units, n=f"{len(found)} task{'s' if len(found) > 1 else ''}, {len(units)} levels")
 
-def within_tasks(study:Study, seed_sd:float, method:str='magnitude', pattern:str='unstructured') -> list:
+def within_tasks(study:Study, method:str='magnitude', pattern:str='unstructured') -> list:
     "C4 and C5 along the axes"
     study_block = 'junkdna sweep nbs/configs/study.yaml --block '
-    out = [along_axis(study, 'C4 data', 'does the drop grow with less target data?', study.shares(method, pattern), lambda names: names, study_block + 'data', seed_sd)]
+    out = [along_axis(study, 'C4 data', 'does the drop grow with less target data?', study.shares(method, pattern), lambda names: names, study_block + 'data')]
     out += [along_axis(study, f'C4 {name}', question, study.levels(experiment, method, pattern), order, study_block + block) for name, (question, experiment, order, block) in AXES.items()]
     out.append(along_axis(study, 'C5 closed book', 'does closed book lose more than the right passage?', study.levels('04_context', method, pattern), lambda levels: [l for l in (1, 0) if l in levels], study_block + 'context'))
     out.append(along_axis(study, 'C5 factoid', 'do open questions lose more than multiple choice?', study.levels('06_qa_format', method, pattern), lambda levels: [l for l in ('choice', 'open') if l in levels], study_block + 'format'))
@@ -284,6 +290,7 @@ def separation(pruned:list, rounded:list,   # `Resampled` of the same tasks
         mean_q, gap_q = Q[:, b].mean(0), Q[hard, b].mean(0) - Q[~hard, b].mean(0)
         gaps = [np.interp(m, mean_p, gap_p) - g for m, g in zip(mean_q[1:], gap_q[1:]) if 0.02 < m <= mean_p[-1]]
         out[b] = np.mean(gaps) if gaps else np.nan
+    if np.isnan(out[0]): raise StudyError('needs bits that cost 0.02 or more on average, and no more than pruning does')
     return np.where(np.isnan(out), out[0], out)
 
 def at_equal_bits(pruned:list, rounded:list):   # (B + 1,)
@@ -293,14 +300,14 @@ def at_equal_bits(pruned:list, rounded:list):   # (B + 1,)
         bits, order = np.array(p.unit.bits), np.argsort(p.unit.bits)
         inside = [j for j, b in enumerate(q.unit.bits) if bits.min() <= b <= bits.max()]
         if inside: out.append(np.mean([[np.interp(q.unit.bits[j], bits[order], row[order]) for row in p.normalised] - q.normalised[:, j] for j in inside], 0))
-    if not out: raise StudyError('no amount of pruning has the bits of a quantization')
+    if not out: raise StudyError('needs a sparsity at which pruning takes as many bits as a quantization')
     return np.mean(out, 0)
 
-def quantization(study:Study, seed_sd:float) -> list:
+def quantization(study:Study) -> list:
     "C6"
     run = 'junkdna sweep nbs/configs/study.yaml --block modes,quantized'
     questions = dict(zip(('C6 flat', 'C6 separation', 'C6 bits'), ('is there no drop down to 4 bits?', 'does pruning separate hard from easy more than quantization, at the same average drop?', 'does pruning lose more at the same effective bits?')))
-    rounded, sparse = _usable(study.tasks('quantized'), seed_sd), _usable(study.tasks('sparse'), seed_sd)
+    rounded, sparse = aligned(usable(study.tasks('quantized'))), aligned(usable(study.tasks('sparse')))
     q = {r.unit.name: r for r in rounded}
     both = [(p, q[p.unit.name]) for p in sparse if p.unit.name in q]
     out = []
@@ -308,55 +315,42 @@ def quantization(study:Study, seed_sd:float) -> list:
     if gentle: out.append(small('C6 flat', questions['C6 flat'], 'mean normalised drop at 4 bits or more', np.mean([r.normalised[:, [a <= 0.75 for a in r.unit.amounts]].mean(1) for r in gentle], 0), [r.unit for r in gentle], n=f'{len(gentle)} tasks'))
     else: out.append(Verdict('C6 flat', questions['C6 flat'], n='needs a quantized task above chance', command=run))
     units = [u for p, r in both for u in (p.unit, r.unit)]
-    if len(both) >= 4:
-        difficulty = [1 - (p.dense[0] - p.unit.chance)/(1 - p.unit.chance) for p, _ in both]
-        hard = np.array(difficulty) > np.median(difficulty)
-        common = sorted(set.intersection(*(set(r.unit.amounts) for _, r in both)))
-        if common: out.append(positive('C6 separation', questions['C6 separation'], 'gap hard - easy under pruning minus under quantization, matched by average drop', separation(*zip(*_aligned(both)), hard), units, n=f'{len(both)} tasks, {hard.sum()} of them hard'))
-    if len(out) < 2: out.append(Verdict('C6 separation', questions['C6 separation'], n='needs 4 tasks above chance in both', command=run))
-    try: out.append(positive('C6 bits', questions['C6 bits'], 'normalised drop of pruning minus quantization', at_equal_bits(*zip(*both)), units, n=f'{len(both)} tasks')) if both else out.append(Verdict('C6 bits', questions['C6 bits'], n='needs a task in both', command=run))
-    except StudyError as e: out.append(Verdict('C6 bits', questions['C6 bits'], n=str(e), command=run))
+    def tested(claim, enough, needs, statistic, samples, n=''):
+        try: out.append(positive(claim, questions[claim], statistic, samples(), units, n=n or f'{len(both)} tasks') if enough else Verdict(claim, questions[claim], n=f'needs {needs}', command=run))
+        except StudyError as e: out.append(Verdict(claim, questions[claim], n=str(e), command=run))
+    difficulty = np.array([1 - (p.dense[0] - p.unit.chance)/(1 - p.unit.chance) for p, _ in both])
+    hard = difficulty > np.median(difficulty) if both else difficulty
+    tested('C6 separation', len(both) >= 4 and hard.any(), '4 tasks above chance in both, of different difficulty', 'gap hard - easy under pruning minus under quantization, matched by average drop', lambda: separation(*zip(*both), hard), f'{len(both)} tasks, {hard.sum()} of them hard')
+    tested('C6 bits', both, 'a task in both', 'normalised drop of pruning minus quantization', lambda: at_equal_bits(*zip(*both)))
     return out
 
-def _aligned(both):
-    "The pairs with the amounts all of them have"
-    for side in (0, 1):
-        amounts = sorted(set.intersection(*(set(pair[side].unit.amounts) for pair in both)))
-        yield_ = [replace(pair[side], unit=replace(pair[side].unit, amounts=tuple(amounts)), drop=pair[side].drop[:, [pair[side].unit.amounts.index(a) for a in amounts]]) for pair in both]
-        if side == 0: first = yield_
-    return list(zip(first, yield_))
-
-def other_criteria(study:Study, seed_sd:float) -> list:
+def other_criteria(study:Study) -> list:
     "C7: the same questions for other scores, patterns and models"
     out, run = [], 'junkdna sweep nbs/configs/study.yaml --block criteria,nm'
     for method, pattern in (('wanda', 'unstructured'), ('sparsegpt', 'unstructured'), ('magnitude', 'nm'), ('random', 'unstructured')):
         name = f"C7 {method if pattern == 'unstructured' else 'N:M'}"
-        question = 'does the drop grow with sparsity here, too?'
-        units = _usable(study.tasks('sparse', method, pattern), seed_sd)
-        if len(units) >= 2 and len((common := _common(units))[0]) >= 3:
-            amounts, drops = common
-            p, direction = page([d[0] for d in drops])
-            rise = np.mean([contrast(d.T) for d in drops], 0)
-            out.append(positive(name, question, f'normalised drop, higher minus lower of {len(amounts)} amounts; p by Page\'s test', rise, [r.unit for r in units], p if (rise[0] > 0) == (direction > 0) else 1.0, f'{len(units)} tasks'))
-        else: out.append(Verdict(name, question, n='needs 2 tasks above chance with 3 amounts', command=run))
+        out.append(_trend(name, 'does the drop grow with sparsity here, too?', aligned(usable(study.tasks('sparse', method, pattern))), run))
     for method in ('wanda', 'sparsegpt', 'random'):
         out.append(along_axis(study, f'C7 options, {method}', 'does the drop grow with the number of options?', study.levels('03_options', method), sorted, 'junkdna sweep nbs/configs/study.yaml --block options'))
     return out
 
 def judge(study:Study) -> list:   # of `Verdict`
     "All claims, decided together"
-    seed_sd = between_seeds(study.tasks('sparse')) or 0.0
-    return decide([*across_tasks(study, seed_sd), *within_tasks(study, seed_sd), *quantization(study, seed_sd), *other_criteria(study, seed_sd)])
+    return decide([*across_tasks(study), *within_tasks(study), *quantization(study), *other_criteria(study)])
 
 def table(verdicts:list):   # DataFrame
     "The verdicts as a table to show"
     import pandas as pd
     def told(v):
         if v.estimate is None: return dict(claim=v.claim, question=v.question, estimate='', interval='', p='', verdict=f'not run: {v.n}; {v.command}', n='', scale='')
-        return dict(claim=v.claim, question=v.question, estimate=f'{v.estimate:+.3f}', interval=f'[{v.low:+.3f}, {v.high:+.3f}]', p=f'{v.p_holm:.3g}', verdict=v.verdict + (f' (an effect of {v.mde:.2g} would have been found)' if v.verdict == 'inconclusive' else ''), n=v.n, scale=v.scale)
+        return dict(claim=v.claim, question=v.question, estimate=f'{v.estimate:+.3f}', interval=f'[{v.low:+.3f}, {v.high:+.3f}]', p=f'{v.p_holm:.3g}', verdict=v.verdict + ('' if v.verdict != 'inconclusive' else f' (an effect of {v.mde:.2g} would have been found)' if v.mde else ' (not one outcome differs)'), n=v.n, scale=v.scale)
     return pd.DataFrame([told(v) for v in verdicts])
 
 # %% ../nbs/01da_claims.ipynb #ff0bf17a
+def markdown(frame) -> str:
+    "A table to show, empty where a value is missing"
+    return frame.round(3).astype(object).where(frame.notna(), '').to_markdown(index=False)
+
 def said(study:Study, verdicts:list) -> str:
     "What was used and what is missing, as lines"
     from collections import Counter
@@ -369,14 +363,15 @@ def said(study:Study, verdicts:list) -> str:
 def difficulty_table(study:Study):   # DataFrame, one row per fine-tuning task
     "Difficulty metrics beside what is lost; empty where a record is missing, never NaN by accident"
     import pandas as pd
-    from junkdna_nb.difficulty import breaking_points, cartography, v_information
     special = defaultdict(dict)   # task -> what the records of the block `difficulty` give
     for c, records in study.groups('02_glue', recipe='default', data_share=1.0):
         for r in (r for r in records if _is_dense(r['config'])):
             if c['inputs'] == 'none': special[c['task']].setdefault('null', r)
             elif c['dynamics']: special[c['task']].setdefault('dynamics', r)
     rows = []
-    for r in resample(study.tasks('sparse')):
+    sparse = resample(study.tasks('sparse'))
+    areas = {r.unit.name: float(r.area[0]) for r in aligned([r for r in sparse if r.usable])}   # over the sparsities the tasks have in common
+    for r in sparse:
         u, found = r.unit, special.get(r.unit.name, {})
         row = dict(task=u.name, metric=u.metric, chance=u.chance, dense=float(r.dense[0]), dense_normalised=float((r.dense[0] - u.chance)/(1 - u.chance)), human=u.human, human_gap=None if u.human is None else float(human_gap(r)[0]))
         if {'null', 'dynamics'} <= set(found):
@@ -388,13 +383,39 @@ def difficulty_table(study:Study):   # DataFrame, one row per fine-tuning task
         one = next((x for x in study.records if x['digest'] in u.records), None)
         if one is not None and 'human_agreement' in (items := study.items(one)): row['rater_agreement'] = float(items['human_agreement'].mean())
         if r.usable:
-            row |= dict(area=float(r.area[0]))
+            row |= dict(area=areas.get(u.name))
             for keep in (0.95, 0.99):
                 at = breaking_points(r, keep); low, high = np.quantile(at[1:], [0.025, 0.975], method='lower')
                 told = lambda x: f'> {u.amounts[-1]:g}' if x == np.inf else f'{x:.2f}'
                 row[f'keeps_{keep:.0%}'] = f'{told(at[0])} [{told(low)}, {told(high)}]'
         else: row |= dict(area=None)   # at chance: a drop says nothing
         rows.append(row)
+    return pd.DataFrame(rows)
+
+def _by_amount(study, unit):
+    "(items of the dense run, {amount: items}) of the first seed, dense as amount 0; None where an answer is not right or wrong"
+    one = {0.0 if _is_dense(r['config']) else _amount(r['config']): study.items(r) for r in study.records if r['digest'] in unit.records and r['config']['seed'] == unit.seeds[0]}
+    items = {a: x[x['set'] == 'validation'] for a, x in sorted(one.items())}
+    return items if all('correct' in x for x in items.values()) else None
+
+def monotone_table(study:Study):   # DataFrame, one row per task
+    "Does the score fall at every step? The largest rise against the order, and a permutation test of a falling curve"
+    import pandas as pd
+    rows = []
+    for r in usable(study.tasks('sparse')):
+        low, high = interval(rise := reversal(r))
+        items = _by_amount(study, r.unit)
+        rows.append({'task': r.unit.name, 'sparsities': ', '.join(f'{a:g}' for a in r.unit.amounts), 'largest rise of the score': f'{rise[0]:.3f} [{low:.3f}, {high:.3f}]', 'isotonic p': '' if items is None else f"{isotonic_p(np.stack([x['correct'] for x in items.values()])):.2g}"})
+    return pd.DataFrame(rows)
+
+def flips_table(study:Study, amounts=(0.4, 0.6, 0.8)):   # DataFrame, one row per task and amount
+    "Item by item: answers lost and gained, exact McNemar p (Holm over the table), divergence from the dense answers"
+    import pandas as pd
+    rows = []
+    for u in study.tasks('sparse'):
+        items = _by_amount(study, u) or {}
+        rows += [dict(task=u.name, sparsity=a, **flips(items[0.0], items[a])) for a in amounts if a in items]
+    for row, p in zip(rows, holm([row['p'] for row in rows])): row['p'] = f'{p:.2g}'
     return pd.DataFrame(rows)
 
 _HARDER = dict(dense_normalised=-1, human_gap=1, v_information=-1, confidence=-1, variability=1, hard_share=1, rater_agreement=-1, area=1)   # sign that makes larger mean harder

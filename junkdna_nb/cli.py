@@ -214,10 +214,10 @@ def verdict(model:str='',        # records of this model only
             seeds:str='',        # these seeds only, e.g. '41 42'
             write:bool=False):   # put the table into nbs/index.ipynb as well
     "Judge every claim from the records there are, and print the table."
-    from junkdna_nb.claims import Study, judge, said, table
+    from junkdna_nb.claims import Study, judge, markdown, said, table
     study = Study(model, [int(s) for s in seeds.split()])
     rows = judge(study)
-    text = table(rows).to_markdown(index=False)
+    text = markdown(table(rows))
     print(text, said(study, rows), sep='\n\n')
     if not write: return
     import nbformat

@@ -25,11 +25,13 @@ def style():
 
 def save(fig, name:str, folder=None) -> Path:   # of the PNG
     "Write a figure as PNG and SVG, the same bytes for the same content"
+    import matplotlib.pyplot as plt
     folder = Path(folder or (tempfile.mkdtemp(prefix='junkdna-') if in_test() else project_root()/'figures'))   # a test changes no figure
     for kind in ('png', 'svg'):
         data = io.BytesIO()
         fig.savefig(data, format=kind, dpi=150, metadata=dict(Software=None) if kind == 'png' else dict(Date=None))
         write_atomic((folder/f'{name}.{kind}', data.getvalue()))
+    plt.close(fig)   # a notebook that displays it shows it once
     return folder/f'{name}.png'
 
 def _line(ax, x, samples, i, label, **more):
@@ -41,7 +43,8 @@ def _line(ax, x, samples, i, label, **more):
 def _about(resampled):
     items, seeds = sorted({len(r.unit.ids) for r in resampled}), sorted({len(r.unit.seeds) for r in resampled})
     span = lambda v: f'{v[0]:,}' if len(v) == 1 else f'{v[0]:,}-{v[-1]:,}'
-    return f"n = {span(items)} items, {span(seeds)} seed{'s' if seeds[-1] > 1 else ''}; bars: 95 % intervals over seeds and items"
+    trained = any(r.unit.seed_sd for r in resampled) or seeds[-1] > 1
+    return f"n = {span(items)} items" + (f", {span(seeds)} training seed{'s' if seeds[-1] > 1 else ''}" if trained else '') + f"; bars: 95 % intervals over items{' and training seeds' if trained else ''}"
 
 def curves(groups:list,        # of (panel title, list of (label, Resampled))
            xlabel:str='sparsity',
@@ -63,20 +66,21 @@ def curves(groups:list,        # of (panel title, list of (label, Resampled))
     fig.supxlabel(_about([r for _, units in groups for _, r in units]), fontsize=7, color='0.3')
     return fig
 
-def summary(points:list,   # of (label, difficulty samples (B + 1,) or number, effect samples (B + 1,))
-            xlabel:str, ylabel:str='mean drop over sparsity (0 dense, 1 chance)', about:str=''):
+def summary(resampled:list,   # of `Resampled`, aligned
+            difficulty,       # of one: samples (B + 1,)
+            xlabel:str, ylabel:str='mean drop (0 dense, 1 chance)'):
     "Difficulty against drop, one point per task, with both intervals"
     import matplotlib.pyplot as plt
     style()
-    fig, ax = plt.subplots(figsize=(5.6, 4), layout='constrained')
-    for i, (label, x, y) in enumerate(points):
-        x = np.atleast_1d(np.asarray(x, float))
-        bars = dict(xerr=np.abs(np.array(interval(x))[:, None] - x[0]) if len(x) > 1 else None, yerr=np.abs(np.array(interval(y))[:, None] - y[0]))
-        ax.errorbar(x[0], y[0], **bars, marker=MARKERS[i % 9], ms=6, lw=0, elinewidth=0.8, capsize=2, color=f'C{i % 10}')
-        ax.annotate(label, (x[0], y[0]), (5, 5), textcoords='offset points', fontsize=8)
+    fig, ax = plt.subplots(figsize=(6.4, 4), layout='constrained')
+    for i, r in enumerate(resampled):
+        x, y = difficulty(r), r.area
+        bars = {f'{k}err': np.maximum(0, np.array([[v[0] - interval(v)[0]], [interval(v)[1] - v[0]]])) for k, v in (('x', x), ('y', y))}
+        ax.errorbar(x[0], y[0], **bars, marker=MARKERS[i % 9], ms=6, lw=0, elinewidth=0.8, capsize=2, color=f'C{i % 10}', label=r.unit.name)
     ax.axhline(0, color='0.6', lw=0.8)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    fig.supxlabel(about, fontsize=7, color='0.3')
+    ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1))
+    if resampled: fig.supxlabel(f"{_about(resampled)}; mean over sparsities 0 to {resampled[0].unit.amounts[-1]:g}", fontsize=7, color='0.3')
     return fig
 
 def by_bits(groups:list):   # of (task, list of (label, Resampled))
