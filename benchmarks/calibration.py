@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from common import arguments, closing
-from scipy.stats import norm
+from statistics import NormalDist
 from tqdm import tqdm
 
 from junkdna_nb.claims import MARGIN, Study, judge
@@ -33,7 +33,7 @@ def unit(rng, name, strength, dense, drops, chance, seeds, human=None, bits=(), 
     "drops: true drop of the accuracy at each amount; without seeds nothing is trained"
     def outcomes(p):
         p = np.clip(p + rng.normal(0, between_runs) * (len(seeds) > 0), 0.001, 0.999)
-        return (ALIKE ** 0.5 * strength + (1 - ALIKE) ** 0.5 * rng.normal(size=len(strength)) < norm.ppf(p)).astype(float)[:, None]
+        return (ALIKE ** 0.5 * strength + (1 - ALIKE) ** 0.5 * rng.normal(size=len(strength)) < NormalDist().inv_cdf(p)).astype(float)[:, None]
     return Unit(name, "accuracy", chance, tuple(f"{name if human else ''}{i}" for i in range(len(strength))), tuple(seeds) or (41,), SPARSITIES[-len(drops):],
                 np.stack([outcomes(dense) for _ in seeds or [41]]), np.stack([[outcomes(dense - d) for _ in seeds or [41]] for d in drops]), human, "simulated", (), bits)
 
@@ -80,6 +80,9 @@ class Simulated(Study):
         strength = self.rng.normal(size=self.n)
         units = [unit(self.rng, f"{s:.0%}", strength, 0.85 - 0.1 * h, self.drops(h, 0.35 - 0.1 * h), 0.5, (41, 42, 43), between_runs=self.between_runs) for s, h in zip((1, 0.5, 0.25, 0.1), (0, 1 / 3, 2 / 3, 1))]
         return [("simulated", self.spread(units))]
+
+    def models(self, *_):
+        return []
 
     def groups(self, *_, **__):
         return []

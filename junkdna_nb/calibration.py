@@ -6,7 +6,7 @@
 __all__ = ['documents', 'Calibration', 'load_text', 'walk', 'window_losses', 'perplexity']
 
 # %% ../nbs/00d_calibration.ipynb #36903019
-import contextlib, hashlib, os
+import contextlib, hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,23 +15,21 @@ import torch
 from torch import nn
 
 from .core import StudyError, find_file
+from .packages import open_dataset
 from .tasks import editorials
 
 # %% ../nbs/00d_calibration.ipynb #3f72e1c0
 def _held_out(document): return hashlib.sha256(document.encode()).digest()[0] < 256*0.2
 
 def _dataset_text(name, part):
-    import datasets
     path, _, rest = name.partition(':')
     config, _, column = rest.partition(':')
-    mirror = os.environ.get('JUNKDNA_MIRROR')
-    folder = Path(mirror)/path if mirror and (Path(mirror)/path).is_dir() else None
-    try: data = datasets.load_dataset(str(folder or path), config or None)
-    except Exception as e: raise StudyError(f"text {name!r} was found neither as a file, nor in the mirror, nor on the hub ({type(e).__name__}); allowed: 'packaged', a path to a text file, or 'owner/name:configuration:column'") from None
+    try: data, where = open_dataset(path, config or None)
+    except StudyError as e: raise StudyError(f"text {name!r} was found neither as a file, nor in the mirror, nor on the hub ({e}); allowed: 'packaged', a path to a text file, or 'owner/name:configuration:column'") from None
     split = 'train' if part == 'train' else next((s for s in ('test', 'validation') if s in data), None)
     column = column or 'text'
     if split not in data or column not in data[split].column_names: raise StudyError(f"text {name!r} has no column {column!r} in a split for {part}; it has {dict((s, d.column_names) for s, d in data.items())}")
-    return [t for t in data[split][column] if t.strip()], f"{path} in the mirror" if folder else f"{path} on the hub"
+    return [t for t in data[split][column] if t.strip()], where
 
 def documents(source:str='packaged',  # 'packaged', a text file, or a data set
               part:str='train',       # 'train', or 'held_out'

@@ -9,7 +9,7 @@ __all__ = ['MARGIN', 'LEVEL', 'AXES', 'Study', 'Verdict', 'positive', 'small', '
 
 # %% ../nbs/01da_claims.ipynb #5b765860
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,8 +46,13 @@ class Study:
         if record['digest'] not in self._items: self._items[record['digest']] = load_items(record)
         return self._items[record['digest']]
 
+    def models(self, experiment:str) -> list:
+        "Models of one experiment, the one with most records first"
+        return [m for m, _ in Counter(r['config']['model'] for r in self.records if r['experiment'] == experiment).most_common()]
+
     def groups(self, experiment:str, **wanted) -> list:
-        "(settings, records) of one experiment, the largest group first"
+        "(settings, records) of one experiment and, unless another is wanted, its first model; the largest group first"
+        wanted = dict(model=next(iter(self.models(experiment)), '')) | wanted
         found = [(json.loads(key), rs) for (e, key), rs in self._groups.items() if e == experiment]
         found = [(c, rs) for c, rs in found if all(c.get(k) == v for k, v in wanted.items())]
         return sorted(found, key=lambda g: -len(g[1]))
@@ -299,7 +304,8 @@ def at_equal_bits(pruned:list, rounded:list):   # (B + 1,)
     for p, q in zip(pruned, rounded):
         bits, order = np.array(p.unit.bits), np.argsort(p.unit.bits)
         inside = [j for j, b in enumerate(q.unit.bits) if bits.min() <= b <= bits.max()]
-        if inside: out.append(np.mean([[np.interp(q.unit.bits[j], bits[order], row[order]) for row in p.normalised] - q.normalised[:, j] for j in inside], 0))
+        weights = [[np.interp(q.unit.bits[j], bits[order], one[order]) for j in inside] for one in np.eye(len(bits))]   # interpolation is linear in the drops
+        if inside: out.append((p.normalised @ np.array(weights) - q.normalised[:, inside]).mean(1))
     if not out: raise StudyError('needs a sparsity at which pruning takes as many bits as a quantization')
     return np.mean(out, 0)
 
@@ -330,6 +336,8 @@ def other_criteria(study:Study) -> list:
     for method, pattern in (('wanda', 'unstructured'), ('sparsegpt', 'unstructured'), ('magnitude', 'nm'), ('random', 'unstructured')):
         name = f"C7 {method if pattern == 'unstructured' else 'N:M'}"
         out.append(_trend(name, 'does the drop grow with sparsity here, too?', aligned(usable(study.tasks('sparse', method, pattern))), run))
+    others = study.models('02_glue')[1:]
+    out.append(_trend('C7 second model', f"does the drop grow with sparsity in {others[0] if others else 'another model'}, too?", aligned(usable(study.tasks('sparse', model=others[0]))) if others else [], 'junkdna sweep nbs/configs/study.yaml --block second_model'))
     for method in ('wanda', 'sparsegpt', 'random'):
         out.append(along_axis(study, f'C7 options, {method}', 'does the drop grow with the number of options?', study.levels('03_options', method), sorted, 'junkdna sweep nbs/configs/study.yaml --block options'))
     return out
@@ -353,7 +361,6 @@ def markdown(frame) -> str:
 
 def said(study:Study, verdicts:list) -> str:
     "What was used and what is missing, as lines"
-    from collections import Counter
     used = {d for v in verdicts for d in v.records}
     counts = Counter(r['experiment'] for r in study.records)
     lines = [f"{len(study.records)} records ({', '.join(f'{k}: {n}' for k, n in sorted(counts.items())) or 'none'}), {len(used)} of them used here"]

@@ -105,33 +105,29 @@ def area(amounts, drop):   # (A,) ascending; (..., A)
     y = np.concatenate([np.zeros_like(drop[..., :1]), drop], -1)
     return np.trapezoid(y, x, axis=-1)/x[-1]
 
-def _drawn(rng, n, times):
-    "(times + 1, n) how often each of n is drawn with replacement; once in row 0"
-    at = rng.integers(0, n, (times, n)) + n*np.arange(times)[:, None]
-    return np.vstack([np.ones(n), np.bincount(at.ravel(), minlength=times*n).reshape(times, n)])
+def _random(seed, *content):
+    "A generator that depends on nothing but the content"
+    return np.random.default_rng([seed, int(hashlib.sha256(b'|'.join(content)).hexdigest()[:8], 16)])
 
 def resample(units:list,          # of `Unit`
              resamples:int=2000,
              seed:int=0,
     ) -> list:                    # of `Resampled`
-    "Hierarchical bootstrap over seeds and items: units with the same items and seeds are resampled together"
+    "Bootstrap over items, the same for all units that have them, with the luck of training on top"
     drawn, out = {}, []
     for u in units:
-        key, n = (u.ids, u.seeds), len(u.ids)
-        if key not in drawn:
-            rng = np.random.default_rng([seed, int(hashlib.sha256(repr(key).encode()).hexdigest()[:8], 16)])
-            drawn[key] = _drawn(rng, n, resamples), _drawn(rng, len(u.seeds), resamples), rng
-        items, seeds, rng = drawn[key]
-        outcomes = np.concatenate([u.dense[None], u.compressed])                                    # (1 + A, S, n, F)
+        n, seeds = len(u.ids), len(u.seeds)
+        if u.ids not in drawn:
+            at = _random(seed, repr(u.ids).encode()).integers(0, n, (resamples, n)) + n*np.arange(resamples)[:, None]
+            drawn[u.ids] = np.vstack([np.ones(n), np.bincount(at.ravel(), minlength=resamples*n).reshape(resamples, n)])   # how often each item is drawn; once in row 0
+        outcomes = np.concatenate([u.dense[None], u.compressed])                                                          # (1 + A, S, n, F)
         there = ~np.isnan(outcomes[:, :, 0, 0])
-        scores = score_of(u.metric, np.tensordot(items, np.nan_to_num(outcomes), (1, 2)), n)        # (B + 1, 1 + A, S)
-        weight = seeds[:, None]*there
-        weight = np.where(weight.any(-1, keepdims=True), weight, there)                             # none of the seeds that were drawn has this amount
-        drop = (((scores[:, :1] - scores)*weight).sum(-1)/weight.sum(-1))[:, 1:]
-        dense = (scores[:, 0]*seeds).sum(-1)/seeds.sum(-1)
+        scores = score_of(u.metric, np.tensordot(drawn[u.ids], np.nan_to_num(outcomes), (1, 2)), n)                       # (B + 1, 1 + A, S)
+        drop = (((scores[:, :1] - scores)*there).sum(-1)/there.sum(-1))[:, 1:]
+        dense = scores[:, 0].mean(-1)
         if u.seed_sd:
-            luck = rng.normal(0, u.seed_sd/2**0.5/len(u.seeds), (1 + len(u.amounts), resamples))   # of the dense run, and of each compressed one
-            dense[1:] += luck[0]; drop[1:] += (luck[0] - luck[1:]).T
+            luck = [_random(seed, x.tobytes()).normal(0, u.seed_sd/2**0.5, resamples)/s**0.5 for x, s in zip(outcomes, there.sum(-1))]   # the same for the same runs
+            dense[1:] += luck[0]; drop[1:] += (luck[0] - np.array(luck[1:])).T
         out.append(Resampled(u, dense, drop))
     return out
 
@@ -264,7 +260,7 @@ def taus(x, y):   # (units, B) each
 def kendall(difficulty,   # (units,) or (units, B + 1)
             effect,       # (units, B + 1)
     ) -> tuple:           # (tau, low, high, p)
-    "Kendall's tau-b over units with its exact p (0 and 1 where one side is constant), and an interval over resampled seeds and items"
+    "Kendall's tau-b over units with its exact p (0 and 1 where one side is constant), and an interval over resampled items and seeds"
     effect = np.asarray(effect, float)
     d = np.broadcast_to(np.asarray(difficulty, float).reshape(len(effect), -1), effect.shape)
     tau = taus(d, effect)

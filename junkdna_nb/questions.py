@@ -8,14 +8,13 @@ __all__ = ['RELATIONS', 'QUESTIONS', 'STYLES', 'Question', 'normalize_answer', '
            'holds_answer', 'with_passages', 'answer_texts', 'prompt', 'chat_template']
 
 # %% ../nbs/00e_questions.ipynb #d6f7d13a
-import hashlib, json, math, os, re, string, unicodedata
+import hashlib, json, math, re, string, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 
-from .core import StudyError, folder_version, nearest
-from .packages import Packaged, fetch, read_member
+from .core import StudyError, nearest
+from .packages import Packaged, dataset_version, fetch, open_dataset, read_member
 from .tasks import EVALS_PACKAGE
 
 # %% ../nbs/00e_questions.ipynb #2abcdc81
@@ -188,31 +187,19 @@ def get_questions(name:str) -> QuestionTask:
     if name not in QUESTIONS: raise StudyError(f"unknown task {name!r}{nearest(name, QUESTIONS)} (allowed: {', '.join(QUESTIONS)})")
     return QUESTIONS[name]
 
-def _mirrored(task):
-    "Folder of a task's data in `$JUNKDNA_MIRROR`, or None"
-    mirror = os.environ.get('JUNKDNA_MIRROR')
-    return Path(mirror)/task.source if mirror and (Path(mirror)/task.source).is_dir() else None
-
 def question_version(name:str) -> str:
     "What is known of a task's questions without loading them: the packaged archive's pinned hash, the content of the mirror's files, else 'hub'"
     task = get_questions(name)
     if task.source == 'package': return (_COUNTRYINFO if name == 'facts' else EVALS_PACKAGE).sha256[:16]
-    folder = _mirrored(task)
-    return folder_version(folder) if folder else 'hub'
+    return dataset_version(task.source)
 
 def _hub_rows(task):
     "split -> rows, and where they came from"
-    import datasets
-    folder = _mirrored(task)
-    bars = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try: data = datasets.load_dataset(str(folder or task.source), task.config)
-    except Exception as e:
+    try: data, where = open_dataset(task.source, task.config)
+    except StudyError as e:
         packaged = ', '.join(t.name for t in QUESTIONS.values() if t.source == 'package')
-        raise StudyError(f"data of task {task.name!r} was not found ({type(e).__name__} at {folder or 'the hub'}). Supply it in one of three ways: use a packaged task ({packaged}), point JUNKDNA_MIRROR to a folder that holds {task.source}, or run where the hub can be reached") from None
-    finally:
-        if bars: datasets.enable_progress_bars()
-    return {s: list(data[s]) for s in (task.asked, task.shots) if s and s in data}, f"{task.source} {'in the mirror' if folder else 'on the hub'}"
+        raise StudyError(f"data of task {task.name!r} was not found ({e}). Supply it in one of three ways: use a packaged task ({packaged}), point JUNKDNA_MIRROR to a folder that holds {task.source}, or run where the hub can be reached") from None
+    return {s: list(data[s]) for s in (task.asked, task.shots) if s and s in data}, where
 
 def _fair(q):
     "Are the options different, as text and, where free answers are compared, after normalisation? (1 and -1 are, as options)"

@@ -7,13 +7,12 @@ __all__ = ['TASKS', 'METRICS', 'EVALS_PACKAGE', 'Task', 'get_task', 'chance_leve
            'rater_agreement', 'rater_accuracy', 'task_version', 'nested_order', 'subset', 'TaskData', 'load_task']
 
 # %% ../nbs/00b_tasks.ipynb #205e4805
-import hashlib, json, os
+import hashlib, json
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
-from .core import StudyError, folder_version, nearest
-from .packages import Packaged, fetch, read_member
+from .core import StudyError, nearest
+from .packages import Packaged, dataset_version, fetch, open_dataset, read_member
 
 # %% ../nbs/00b_tasks.ipynb #d86c7019
 @dataclass(frozen=True)
@@ -183,34 +182,18 @@ def rater_accuracy(ratings) -> tuple:   # (accuracy, standard error over sentenc
     return float(np.mean(agreed)), float(np.std(agreed, ddof=1)/len(agreed)**0.5) if len(agreed) > 1 else 0.0
 
 # %% ../nbs/00b_tasks.ipynb #abcb3414
-def _mirrored_glue():
-    mirror = os.environ.get('JUNKDNA_MIRROR')
-    return Path(mirror)/'nyu-mll'/'glue' if mirror else None
-
 def task_version(name:str) -> str:
     "What is known of a task's data without loading it: the packaged archive's pinned hash, the content of the mirror's files, else 'hub'"
     task = get_task(name)
-    if task.source != 'glue': return (_VADER if task.source == 'vader' else EVALS_PACKAGE).sha256[:16]
-    path = _mirrored_glue()
-    return folder_version(path/task.key) if path and path.is_dir() else 'hub'
+    return dataset_version('nyu-mll/glue', task.key) if task.source == 'glue' else (_VADER if task.source == 'vader' else EVALS_PACKAGE).sha256[:16]
 
 def _glue_splits(task):
-    import datasets
-    from huggingface_hub import snapshot_download
-    path = _mirrored_glue()
-    mirrored = path is not None and path.is_dir()
-    bars = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        folder = path if mirrored else snapshot_download('nyu-mll/glue', repo_type='dataset', allow_patterns=['README.md', f'{task.key}/*'])
-        data = datasets.load_dataset(str(folder), task.key)
-    except Exception as e:
-        raise StudyError(f"data of task {task.name!r} was not found ({type(e).__name__} at {path if mirrored else 'the hub'}{f'; {path} does not exist' if path and not mirrored else ''}). Supply it in one of three ways: use a packaged task "
+    try: data, where = open_dataset('nyu-mll/glue', task.key, task.key)
+    except StudyError as e:
+        raise StudyError(f"data of task {task.name!r} was not found ({e}). Supply it in one of three ways: use a packaged task "
                          f"({', '.join(t.name for t in TASKS.values() if t.source != 'glue')}), point JUNKDNA_MIRROR to a folder that holds nyu-mll/glue, or run where the hub can be reached") from None
-    finally:
-        if bars: datasets.enable_progress_bars()
     wanted = ['train'] + [split for _, split in task.evals if split in data]
-    return {s: [dict(id=str(r['idx']), label=r['label'], **{c: r[c] for c in task.text}) for r in data[s]] for s in wanted}, 'nyu-mll/glue in the mirror' if mirrored else 'nyu-mll/glue on the hub'
+    return {s: [dict(id=str(r['idx']), label=r['label'], **{c: r[c] for c in task.text}) for r in data[s]] for s in wanted}, where
 
 # %% ../nbs/00b_tasks.ipynb #7699efa9
 def nested_order(labels,     # (n,) class numbers or scores

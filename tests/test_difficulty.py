@@ -40,6 +40,9 @@ class Given(Study):
     def shares(self, *_):
         return []
 
+    def models(self, *_):
+        return []
+
     def groups(self, *_, **__):
         return []
 
@@ -144,7 +147,7 @@ STRANGE = {
 def test_strange_input_gives_a_defined_answer(case):
     verdicts = judge(Given(STRANGE[case], STRANGE[case]))
     shown = markdown(table(verdicts))
-    assert not re.search(r"\b(nan|inf|none)\b", shown.lower()) and len(verdicts) == 23
+    assert not re.search(r"\b(nan|inf|none)\b", shown.lower()) and len(verdicts) == 24
     for v in verdicts:
         assert v.verdict in ("supported", "contradicted", "inconclusive") if v.estimate is not None else (v.verdict == "not run" and "needs" in v.n and v.command.startswith("junkdna sweep")), v
         assert v.estimate is None or (v.low <= v.high and 0 <= v.p <= 1 and np.isfinite([v.estimate, v.low, v.high, v.mde]).all()), v
@@ -231,12 +234,13 @@ def test_v_information_of_a_leaked_and_of_a_shuffled_label(runs, tmp_path, monke
     for kind in ("leaked", "shuffled"):
         folder = tmp_path / kind / "nyu-mll" / "glue" / "sst2"
         folder.mkdir(parents=True)
+        (folder.parent / "README.md").write_text("---\nconfigs:\n- config_name: sst2\n  data_files:\n" + "".join(f"  - split: {split}\n    path: sst2/{split}-*\n" for split in labels) + "---\n")
         for split, y in labels.items():
             says = [("good" if label else "terrible") if kind == "leaked" else "some" for label in y]
             pd.DataFrame(dict(sentence=[f"a {w} {rng.choice(words)} by the {rng.choice(words)}" for w in says], label=y, idx=range(len(y)))).to_parquet(folder / f"{split}-00000-of-00001.parquet")
         monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path / kind))
         for inputs in ("text", "none"):
-            record = run(GlueConfig(task="sst2", mode="dense", max_train=240, max_eval=0, epochs=2, max_length=32, inputs=inputs))
+            record = run(GlueConfig(task="sst2", mode="dense", max_train=240, max_eval=0, epochs=3, max_length=16, batch_size=8, learning_rate=2e-4, inputs=inputs))
             found[kind, inputs] = load_items(record)
     leaked, shuffled = (v_information(found[k, "text"], found[k, "none"]) for k in ("leaked", "shuffled"))
     assert 0.9 < leaked["value"] < 1.05 and not leaked["collapsed"], leaked
