@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help glue test check readme lab bench execute verdict clean
+.PHONY: help glue test check readme lab bench execute verdict appendix clean
 
 help:
 	@echo "make glue      prune minilm to sparsity 0.8, fine-tune it on film reviews, compare with dense"
@@ -17,6 +17,7 @@ help:
 	@echo "make test      nbdev_test, pytest, and the check that generated files are up to date"
 	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; half an hour; ONLY=scoring for one)"
 	@echo "make verdict   render 07-09 and the table of claims from the records there are"
+	@echo "make appendix  render all notebooks as a small web site, site/index.html"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"
 	@echo "make execute   run the library notebooks and store their outputs (NB=01_pruning for one)"
@@ -55,7 +56,7 @@ check: $(READY)
 readme: $(READY)
 	@BIN=$(BIN); $(RENDER) > README.md
 
-NB ?= 00_core 00_packages 00a_models 00b_tasks 00c_experiments 00d_calibration 00e_questions 01_pruning 01a_quantization 01ab_compress 01b_transfer 01c_scoring 01cb_axes 01cc_harness 01d_difficulty 01da_claims 01db_figures 01e_runner 01ea_sweep 01eb_cli
+NB ?= 00_core 00_packages 00a_models 00b_tasks 00c_experiments 00d_calibration 00e_questions 01_pruning 01a_quantization 01ab_compress 01b_transfer 01c_scoring 01cb_axes 01cc_harness 01d_difficulty 01da_claims 01db_figures 01e_runner 01ea_sweep 01eb_cli 01ec_appendix
 execute: $(READY)
 	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
@@ -67,6 +68,10 @@ verdict: $(READY)
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
 	@$(BIN)/junkdna verdict --write
 	@$(BIN)/nbdev_clean && $(MAKE) --no-print-directory readme
+
+# The notebooks as they are stored, as a small web site.
+appendix: $(READY)
+	@$(BIN)/junkdna appendix
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/run.py $(ONLY)

@@ -229,7 +229,7 @@ def test_v_information_of_a_leaked_and_of_a_shuffled_label(runs, tmp_path, monke
     from junkdna_nb.transfer import run
     rng = np.random.default_rng(0)
     words = ["river", "stone", "window", "paper", "garden", "morning"]
-    labels = {"train": rng.permutation([0, 1] * 120), "validation": rng.permutation([0, 1] * 100)}
+    labels = {"train": rng.permutation([0, 1] * 80), "validation": rng.permutation([0, 1] * 100)}
     found = {}
     for kind in ("leaked", "shuffled"):
         folder = tmp_path / kind / "nyu-mll" / "glue" / "sst2"
@@ -239,28 +239,24 @@ def test_v_information_of_a_leaked_and_of_a_shuffled_label(runs, tmp_path, monke
             says = [("good" if label else "terrible") if kind == "leaked" else "some" for label in y]
             pd.DataFrame(dict(sentence=[f"a {w} {rng.choice(words)} by the {rng.choice(words)}" for w in says], label=y, idx=range(len(y)))).to_parquet(folder / f"{split}-00000-of-00001.parquet")
         monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path / kind))
-        for inputs in ("text", "none"):
-            record = run(GlueConfig(task="sst2", mode="dense", max_train=240, max_eval=0, epochs=3, max_length=16, batch_size=8, learning_rate=2e-4, inputs=inputs))
+        for inputs in ("text", "none")[:2 if kind == "leaked" else 1]:   # the labels, and so the null model, are the same
+            record = run(GlueConfig(task="sst2", mode="dense", max_train=160, max_eval=0, epochs=3, max_length=16, batch_size=8, learning_rate=2e-4, inputs=inputs))
             found[kind, inputs] = load_items(record)
-    leaked, shuffled = (v_information(found[k, "text"], found[k, "none"]) for k in ("leaked", "shuffled"))
+    leaked, shuffled = (v_information(found[k, "text"], found["leaked", "none"]) for k in ("leaked", "shuffled"))
     assert 0.9 < leaked["value"] < 1.05 and not leaked["collapsed"], leaked
     assert abs(shuffled["value"]) < 0.1, shuffled
     assert 0.98 < leaked["null_entropy"] < 1.05
 
 
-@pytest.fixture(scope="module")
-def calibrated():
-    return calibration.calibrate(12, items=200, resamples=1500, cases=("null", "effect", "reversed"))
-
-
-def test_verdicts_on_simulated_studies(calibrated):
-    "A small version of benchmarks/calibration.py: wrong verdicts are rare, true ones are found"
-    rows, figures = calibrated
-    by = {(case, claim): (supported, contradicted) for case, claim, supported, contradicted, *_ in rows}
+def test_verdicts_on_simulated_studies():
+    "A small version of benchmarks/calibration.py: wrong verdicts are rare, true ones are found, intervals cover"
+    rows, figures = calibration.calibrate(6, items=800, resamples=1500, cases=("null", "effect", "reversed"), exact_items=20_000)
+    final = {(case, claim): (supported, contradicted) for case, claim, supported, contradicted, *_ in rows}
+    before = {(case, claim): share for case, claim, _, _, _, share, _ in rows}
     nothing = ("C3 frozen", "C6 flat")
-    wrong = [supported for (case, claim), (supported, _) in by.items() if case == "reversed" or (case == "null" and claim not in nothing)]
-    assert np.mean(wrong) < 2, by                           # %, over claims and studies
-    assert np.mean([contradicted for (case, claim), (_, contradicted) in by.items() if case == "effect" and claim not in nothing]) < 2, by
-    for claim in ("C1 monotonic", "C2 irreversible", "C4 options", "C5 factoid"):
-        assert by["effect", claim][0] >= 75 and by["reversed", claim][1] >= 50, (claim, by)
-    assert 88 < figures["coverage_median"] <= 100, figures
+    wrong = [supported for (case, claim), (supported, _) in final.items() if case == "reversed" or (case == "null" and claim not in nothing)]
+    wrong += [contradicted for (case, claim), (_, contradicted) in final.items() if case == "null" or (case == "effect" and claim not in nothing)]
+    assert np.mean(wrong) < 2, final                        # %, over claims and studies
+    assert final["effect", "C1 monotonic"][0] == 100 and final["reversed", "C1 monotonic"][1] >= 80, final
+    assert np.mean([before["effect", claim] for claim in ("C2 irreversible", "C3 values", "C4 options", "C5 factoid")]) >= 60, before
+    assert 88 < np.mean([cover for *_, cover in rows if cover is not None]) < 99.5, rows
