@@ -98,7 +98,7 @@ class Study:
     def spread(self, units:list) -> list:
         "Tell units how much training seeds differ: among themselves or, where none of them has several, in sparse transfer"
         known = units if between_seeds(units) is not None else self._tasks()
-        return [replace(u, seed_sd=between_seeds(known, u.metric) or 0.0) for u in units]
+        return [replace(u, seed_sd=between_seeds(known, u.metric)) for u in units]
 
     def tasks(self, mode='sparse', method='magnitude', pattern='unstructured', **wanted) -> list:
         "Units of all fine-tuning tasks: of each task the settings with most records"
@@ -178,7 +178,7 @@ def _records(units): return tuple(sorted({d for u in units for d in u.records}))
 def _scale(units):
     names = list(dict.fromkeys(u.scale.split(' (')[0] for u in units))
     items, seeds = sorted({len(u.ids) for u in units}), sorted({s for u in units for s in u.seeds})
-    return f"{', '.join(names)}; {items[0]:,}{f'-{items[-1]:,}' if len(items) > 1 else ''} items; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"{', '.join(names)}; {items[0]:,}{f'-{items[-1]:,}' if len(items) > 1 else ''} items; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" + ('; intervals over items only: no task has several seeds' if any(u.seed_sd is None for u in units) else '')
 
 def decide(verdicts:list) -> list:
     "Correct over the family and say what each claim is worth"
@@ -199,12 +199,16 @@ def _pairs(first, second):
     shared = [a for a in both[0][0].unit.amounts if a in both[0][1].unit.amounts] if both else []
     return [(a.at(shared), b.at(shared)) for a, b in both] if shared else []
 
+_POWER = 2.80   # standard errors between 0 and an effect that a test at 5 % finds in 80 of 100 studies
+
+def _tasks(found): return f"{len(found)} task{'s' if len(found) != 1 else ''}"
+
 def _trend(claim, question, resampled, command) -> Verdict:
     "Page's test of the drop over the amounts, and how much more the larger ones cost"
     if len(resampled) < 2 or len(resampled[0].unit.amounts) < 3: return Verdict(claim, question, n='needs 2 tasks above chance with 3 amounts in common', command=command)
     p, direction = page([r.normalised[0] for r in resampled])
     rise = np.mean([contrast(r.normalised.T) for r in resampled], 0)
-    return positive(claim, question, f"normalised drop, higher minus lower half of {len(resampled[0].unit.amounts)} amounts; p by Page's test", rise, [r.unit for r in resampled], p if (rise[0] > 0) == (direction > 0) else 1.0, f'{len(resampled)} tasks')
+    return positive(claim, question, f"normalised drop, higher minus lower half of {len(resampled[0].unit.amounts)} amounts; p by Page's test", rise, [r.unit for r in resampled], p if (rise[0] > 0) == (direction > 0) else 1.0, _tasks(resampled))
 
 def human_gap(r) -> float | None:
     "(human - dense) / human"
@@ -216,7 +220,7 @@ def _halves(unit):
         yield replace(unit, ids=unit.ids[part], dense=unit.dense[:, part], compressed=unit.compressed[:, :, part])
 
 def _steeper(units, permutations=9999):
-    "(tau, samples, p): dense difficulty on one half of the items against the drop on the other, both ways"
+    "(samples of tau, p, its standard deviation if the order is chance): dense difficulty on one half of the items against the drop on the other, both ways"
     both = [resample(list(h)) for h in zip(*map(_halves, units))]
     hard = [np.stack([1 - (r.dense - r.unit.chance)/(1 - r.unit.chance) for r in half]) for half in both]
     areas = [np.stack([r.area for r in half]) for half in both]
@@ -224,7 +228,7 @@ def _steeper(units, permutations=9999):
     samples = tau(hard, areas)
     orders = np.random.default_rng(0).permuted(np.tile(np.arange(len(units)), (permutations, 1)), axis=1).T      # (units, permutations)
     shuffled = tau([h[:, :1] for h in hard], [a[orders, 0] for a in areas])
-    return samples, (1 + (np.abs(shuffled) >= abs(samples[0]) - 1e-12).sum())/(permutations + 1)
+    return samples, (1 + (np.abs(shuffled) >= abs(samples[0]) - 1e-12).sum())/(permutations + 1), shuffled.std()
 
 def across_tasks(study:Study) -> list:
     "C1, C2, C3, C5 from fine-tuning"
@@ -232,17 +236,17 @@ def across_tasks(study:Study) -> list:
     sparse = aligned(usable(study.tasks('sparse')))
     out = [_trend('C1 monotonic', 'does the drop grow with sparsity?', sparse, run)]
     def tested(claim, question, found, needs, make, command=run): out.append(make(found) if found else Verdict(claim, question, n=f'needs {needs}', command=command))
-    def mean(claim, question, statistic, test=positive): return lambda found: test(claim, question, statistic, np.mean([r.area for r in found], 0), [r.unit for r in found], n=f'{len(found)} tasks')
+    def mean(claim, question, statistic, test=positive): return lambda found: test(claim, question, statistic, np.mean([r.area for r in found], 0), [r.unit for r in found], n=_tasks(found))
     question = 'do harder tasks lose more?'
     def steeper(found):
-        samples, p = _steeper([r.unit for r in found])
-        return positive('C1 steeper', question, "Kendall's tau of dense difficulty and drop, on different halves of the items", samples, [r.unit for r in found], float(p), f'{len(found)} tasks')
+        samples, p, sd = _steeper([r.unit for r in found])
+        return replace(positive('C1 steeper', question, "Kendall's tau of dense difficulty and drop, on different halves of the items", samples, [r.unit for r in found], float(p), _tasks(found)), mde=float(_POWER*sd))
     tested('C1 steeper', question, sparse if len(sparse) >= 4 else (), '4 tasks above chance', steeper)
     gap_question = 'does the human-model gap go with the drop?'
     def gap(found):
         tau, low, high, p = kendall([human_gap(r) for r in found], [r.area for r in found])
         units = [r.unit for r in found]
-        return Verdict('C5 gap', gap_question, "Kendall's tau of (human - model) / human and drop", tau, low, high, p, mde=(high - low)/3.92*2.8, n=f'{len(found)} tasks with a human score', scale=_scale(units), records=_records(units))
+        return Verdict('C5 gap', gap_question, "Kendall's tau of (human - model) / human and drop", tau, low, high, p, mde=_POWER*(2*(2*len(found) + 5)/(9*len(found)*(len(found) - 1)))**0.5, n=f'{len(found)} tasks with a human score', scale=_scale(units), records=_records(units))
     known = [r for r in sparse if r.unit.human]
     tested('C5 gap', gap_question, known if len(known) >= 4 else (), '4 tasks above chance with a human score', gap)
     question = 'does sparse-to-dense stay below dense?'
@@ -255,7 +259,7 @@ def across_tasks(study:Study) -> list:
     tested('C3 frozen', question, frozen, 'a task above chance', mean('C3 frozen', question, 'mean normalised drop', small))
     question = 'do the values matter, not training them?'
     tested('C3 values', question, _pairs(sparse, frozen), 'a task in both modes',
-           lambda pairs: positive('C3 values', question, 'normalised drop of sparse minus frozen', np.mean([a.area - b.area for a, b in pairs], 0), [r.unit for pair in pairs for r in pair], n=f'{len(pairs)} tasks'))
+           lambda pairs: positive('C3 values', question, 'normalised drop of sparse minus frozen', np.mean([a.area - b.area for a, b in pairs], 0), [r.unit for pair in pairs for r in pair], n=_tasks(pairs)))
     return out
 
 AXES = dict(   # claim -> (question, experiment, levels that take part, from the easiest to the hardest, block)
@@ -272,7 +276,7 @@ def along_axis(study, claim, question, by_task, order, command) -> Verdict:
         if len(names) < 2: continue
         found.append(contrast([r[l].area for l in names])); units += [r[l].unit for l in names]
     if not found: return Verdict(claim, question, n='needs a task with 2 levels above chance', command=command)
-    return positive(claim, question, 'normalised drop, harder minus easier levels', np.mean(found, 0), units, n=f"{len(found)} task{'s' if len(found) > 1 else ''}, {len(units)} levels")
+    return positive(claim, question, 'normalised drop, harder minus easier levels', np.mean(found, 0), units, n=f"{_tasks(found)}, {len(units)} levels")
 
 def within_tasks(study:Study, method:str='magnitude', pattern:str='unstructured') -> list:
     "C4 and C5 along the axes"
@@ -318,11 +322,11 @@ def quantization(study:Study) -> list:
     both = [(p, q[p.unit.name]) for p in sparse if p.unit.name in q]
     out = []
     gentle = [r for r in rounded if any(a <= 0.75 for a in r.unit.amounts)]
-    if gentle: out.append(small('C6 flat', questions['C6 flat'], 'mean normalised drop at 4 bits or more', np.mean([r.normalised[:, [a <= 0.75 for a in r.unit.amounts]].mean(1) for r in gentle], 0), [r.unit for r in gentle], n=f'{len(gentle)} tasks'))
+    if gentle: out.append(small('C6 flat', questions['C6 flat'], 'mean normalised drop at 4 bits or more', np.mean([r.normalised[:, [a <= 0.75 for a in r.unit.amounts]].mean(1) for r in gentle], 0), [r.unit for r in gentle], n=_tasks(gentle)))
     else: out.append(Verdict('C6 flat', questions['C6 flat'], n='needs a quantized task above chance', command=run))
     units = [u for p, r in both for u in (p.unit, r.unit)]
     def tested(claim, enough, needs, statistic, samples, n=''):
-        try: out.append(positive(claim, questions[claim], statistic, samples(), units, n=n or f'{len(both)} tasks') if enough else Verdict(claim, questions[claim], n=f'needs {needs}', command=run))
+        try: out.append(positive(claim, questions[claim], statistic, samples(), units, n=n or _tasks(both)) if enough else Verdict(claim, questions[claim], n=f'needs {needs}', command=run))
         except StudyError as e: out.append(Verdict(claim, questions[claim], n=str(e), command=run))
     difficulty = np.array([1 - (p.dense[0] - p.unit.chance)/(1 - p.unit.chance) for p, _ in both])
     hard = difficulty > np.median(difficulty) if both else difficulty

@@ -57,7 +57,7 @@ class Unit:
     scale: str = ''
     records: tuple = ()  # digests
     bits: tuple = ()     # effective bits per weight at each amount
-    seed_sd: float = 0.0 # standard deviation of a drop between training seeds, from `between_seeds`
+    seed_sd: float | None = 0.0   # standard deviation of a drop between training seeds, from `between_seeds`; None: not known, 0: nothing was trained
 
     def at(self, amounts):
         "The same at these amounts only"

@@ -43,8 +43,8 @@ def _line(ax, x, samples, i, label, **more):
 def _about(resampled):
     items, seeds = sorted({len(r.unit.ids) for r in resampled}), sorted({len(r.unit.seeds) for r in resampled})
     span = lambda v: f'{v[0]:,}' if len(v) == 1 else f'{v[0]:,}-{v[-1]:,}'
-    trained = any(r.unit.seed_sd for r in resampled) or seeds[-1] > 1
-    return f"n = {span(items)} items" + (f", {span(seeds)} training seed{'s' if seeds[-1] > 1 else ''}" if trained else '') + f"; bars: 95 % intervals over items{' and training seeds' if trained else ''}"
+    trained, known = any(r.unit.seed_sd != 0 for r in resampled), any(r.unit.seed_sd for r in resampled)
+    return f"n = {span(items)} items" + (f", {span(seeds)} training seed{'s' if seeds[-1] > 1 else ''}" if trained else '') + f"; bars: 95 % intervals over items{' and training seeds' if known else ''}"
 
 def curves(groups:list,        # of (panel title, list of (label, Resampled))
            xlabel:str='sparsity',

@@ -1,0 +1,121 @@
+"The committed records: intact, certified, and what the README says follows from them."
+import re
+import shutil
+import subprocess
+from collections import Counter
+
+import pytest
+from conftest import ROOT, command
+
+from junkdna_nb.claims import Study, judge, markdown, table
+from junkdna_nb.core import load_items, load_record, load_runs
+from junkdna_nb.experiments import get_experiment
+
+
+def committed_files():
+    "Records under version control; all there are where git does not answer"
+    told = subprocess.run(["git", "ls-files", "papermill_runs"], cwd=ROOT, capture_output=True, text=True)
+    found = [ROOT / f for f in told.stdout.splitlines()] if told.returncode == 0 and told.stdout else list((ROOT / "papermill_runs").rglob("*"))
+    return [f for f in found if f.suffix in (".json", ".parquet")]
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("committed")
+    for f in committed_files():
+        target = folder / f.relative_to(ROOT / "papermill_runs")
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy2(f, target)
+    return folder
+
+
+@pytest.fixture
+def records(committed, monkeypatch):
+    monkeypatch.setenv("JUNKDNA_RUNS", str(committed))
+    return [load_record(p) for p in load_runs(status=None).path]
+
+
+def test_records_are_intact_and_few_megabytes(records, committed):
+    assert len(records) >= 96 and {r["status"] for r in records} == {"ok"}
+    names = {r["name"] for r in records}
+    for r in records:
+        config = get_experiment(r["experiment"]).make(**r["config"])
+        assert config.unused() == r["unused"] and r["name"].endswith(r["digest"])
+        if r["origin"]["data"] != "package" and "mirror" not in r["origin"]["data"]:
+            assert config.digest == r["digest"], r["name"]   # packaged data: the configuration alone names the run
+        assert len(load_items(r)) == r["items"]["rows"]      # checks the hash as well
+        dense = (r.get("relative") or {}).get("dense_digest")
+        assert dense is None or any(n.endswith(dense) for n in names), f"{r['name']} is compared with a record that is not there"
+    stems = {n for n in names} | {f"{n}.dynamics" for n in names}
+    assert {f.stem for f in committed.rglob("*") if f.is_file()} <= stems, "a file without a record"
+    assert sum(f.stat().st_size for f in committed.rglob("*") if f.is_file()) < 60e6
+
+
+def asked(c):
+    "(share to be removed, how far from it the count may be)"
+    if c["pattern"] == "nm":
+        return 1 - c["n_kept"] / c["m_group"], 2e-3          # a shorter last group of a row
+    whole = c["granularity"] in ("auto", "model", "global") and c["method"] in ("magnitude", "random")
+    return c["sparsity"], 1e-6 if whole else 2e-3            # rounded per matrix or row
+
+
+def test_every_certificate_agrees_with_its_configuration(records):
+    seen = Counter()
+    for r in records:
+        c, certificate = r["config"], r.get("certificate")
+        mode = c.get("mode") or ("dense" if c["method"] == "none" else "quantized" if c["method"] in ("rtn", "gptq") else "sparse")
+        seen[mode] += 1
+        if mode == "dense":
+            assert not certificate, r["name"]
+            continue
+        start, end = certificate["pruning"], certificate["evaluation"]
+        if mode == "quantized":
+            assert end["violations"] == 0 and end["bits"] == c["bits"] and 2 <= end["levels"] <= 2 ** c["bits"] and end["size"] > 0, r["name"]
+            continue
+        wanted, tolerance = asked(c)
+        assert abs(start["mask_sparsity"] - wanted) <= tolerance and start["masked"] == round(start["mask_sparsity"] * start["size"]), (r["name"], start)
+        if mode == "sparse":
+            assert start["violations"] == end["violations"] == 0 and end["zeros"] >= end["masked"] == start["masked"], r["name"]
+            assert abs(end["sparsity"] - wanted) <= tolerance or end["ties_at_threshold"] or c["method"] != "magnitude", r["name"]
+        elif mode == "dense_frozen":
+            assert start["changed"] == end["changed"] == 0 and end["masked"] == start["masked"], r["name"]
+        elif mode == "sparse_to_dense":
+            assert start["violations"] == 0 and end["sparsity"] < start["sparsity"] and end["violations"] > 0, r["name"]
+    assert seen["dense"] and seen["sparse"], seen
+
+
+def cells(text):
+    "Rows of a Markdown table as lists of cells"
+    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.strip().splitlines() if line.startswith("|") and not line.startswith("|:")]
+
+
+def alike(a, b):
+    "The same words, and numbers that differ by rounding at most"
+    number = r"[-+]?\d+\.\d+(?:e-?\d+)?"
+    return re.sub(number, "#", a) == re.sub(number, "#", b) and all(abs(float(x) - float(y)) <= 0.003 + 0.05 * abs(float(x)) for x, y in zip(re.findall(number, a), re.findall(number, b)))
+
+
+def test_the_table_of_claims_follows_from_the_records(records):
+    shown = cells(re.search(r"<!-- verdicts begin -->(.*?)<!-- verdicts end -->", (ROOT / "README.md").read_text(), re.S)[1])
+    made = cells(markdown(table(judge(Study()))))
+    assert len(shown) == len(made)
+    for a, b in zip(shown, made):
+        assert len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b)), f"README.md says {a}, the records say {b}: run make verdict"
+
+
+def test_rerun_tells_whether_a_record_comes_out_again(runs):
+    "A real run, made again by the command; then the record is changed by hand"
+    done = command("junkdna", "run", "02_glue", "max_train=64", "max_eval=32", "epochs=1", "max_length=32")
+    assert done.returncode == 0, done.stderr
+    found = load_runs()
+    record = load_record(found[found["mode"] == "sparse"].path.item())
+    done = command("junkdna", "rerun", record["digest"][:6])
+    assert done.returncode == 0 and "every answer is the same: agrees" in done.stdout, done.stdout + done.stderr
+    assert len(load_runs()) == 2                             # it left nothing here
+    path = next(runs.glob(f"*/{record['name']}.parquet"))
+    items = load_items(record)
+    items["correct"] = ~items["correct"]
+    items.to_parquet(path, index=False)
+    refused = command("junkdna", "rerun", record["digest"])
+    assert refused.returncode == 2 and "SHA-256" in refused.stderr or "damaged" in refused.stderr, refused.stderr
+    assert command("junkdna", "rerun", "0000").returncode == 2
