@@ -55,17 +55,22 @@ def about(nb) -> tuple:   # (title, what it is about)
     return (found[1], found[2] or '') if found else ('untitled', '')
 
 def _body(nb, pages, path):
-    "A notebook's cells as HTML, with links to other pages; `pages`: name of a notebook -> page"
+    "A notebook's cells as HTML with links to other pages, and the files it links to; `pages`: name of a notebook -> page"
     from nbconvert import HTMLExporter
     exporter = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True)
     nb = type(nb)(nb)
     nb.cells = [c for c in nb.cells if not (c.cell_type == 'code' and re.match(r'#\|\s*(hide|default_exp)\b', c.source)) and c.source.strip()]
     text, _ = exporter.from_notebook_node(nb, resources=dict(metadata=dict(path=str(path.parent))))
+    files = {}
     def linked(m):
         name, _, part = m[2].partition('#')
         if re.match(r'[a-z]+:', name) or not name: return m[0]
-        return f'{m[1]}"{pages.get(Path(name).name) or "files/" + Path(name).name}{"#" + part if part else ""}"'
-    return _formulas(re.sub(r'(<a\b[^>]*?\bhref=)"([^"]+)"', linked, text))
+        base = Path(name).name
+        if base not in pages:
+            files[base] = path.parent/name
+            if not files[base].is_file(): raise StudyError(f"{path.name} links to {name!r}, which is neither a notebook nor a file")
+        return f'{m[1]}"{pages.get(base) or "files/" + base}{"#" + part if part else ""}"'
+    return _formulas(re.sub(r'(<a\b[^>]*?\bhref=)"([^"]+)"', linked, text)), files
 
 # %% ../nbs/01ec_appendix.ipynb #653efb30
 GROUPS = {'Results': '0[7-9]', 'Experiments': '0[2-6]', 'The package': '0[01]', 'Executed runs': ''}   # of the contents: beginnings of names
@@ -86,16 +91,13 @@ def build(site=None,   # folder to write; `site/` of the project if not given
     shutil.rmtree(tmp, ignore_errors=True)
     (tmp/'files').mkdir(parents=True)
     for i, p in enumerate(sources):
-        body = _body(notebooks[p], pages, p)
+        body, files = _body(notebooks[p], pages, p)
+        for name, file in files.items(): shutil.copy2(file, tmp/'files'/name)
         if p.name == 'index.ipynb':
             item = lambda q: f'<li><a href="{pages[q.name]}">{html.escape(titles[q][0])}</a> <span>{html.escape(titles[q][1])}</span></li>'
             groups = [(title, [q for q in sources[1:] if (q in runs) == (title == 'Executed runs') and (q in runs or re.match(first, q.name))]) for title, first in GROUPS.items()]
             lists = ''.join(f'<h3>{title}</h3><ul class="contents">{"".join(map(item, found))}</ul>' for title, found in groups if found)
             body = re.sub(r'(</h1>)', lambda m: f'{m[1]}<h2>Contents</h2>{lists}', body, count=1)
-        for name in set(re.findall(r'<a\b[^>]*?\bhref="files/([^"#]+)', body)):
-            found = next((q for q in [p.parent/name, root/name, *root.glob(f'nbs/configs/{name}'), *root.glob(f'papermill_runs/{name}')] if q.is_file()), None)
-            if found is None: raise StudyError(f"{p.name} links to {name!r}, which is neither a notebook nor a file of the project")
-            shutil.copy2(found, tmp/'files'/name)
         near = lambda j: (pages[sources[j].name], html.escape(titles[sources[j]][0])) if 0 <= j < len(sources) else ('#', '')
         (before, before_title), (after, after_title) = near(i - 1), near(i + 1)
         (tmp/pages[p.name]).write_text(PAGE.format(title=html.escape(titles[p][0]), site='junkdna_nb', before=before, before_title=before_title, after=after, after_title=after_title, body=body))

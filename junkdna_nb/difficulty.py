@@ -109,26 +109,38 @@ def _random(seed, *content):
     "A generator that depends on nothing but the content"
     return np.random.default_rng([seed, int(hashlib.sha256(b'|'.join(content)).hexdigest()[:8], 16)])
 
+_CELLS = 20_000_000   # counts held at a time
+
+def _sums(x, rng, resamples):   # (n, K) -> (resamples + 1, K)
+    "Sums over resampled rows, in batches; over the rows as they are in row 0"
+    n = len(x)
+    out, size = [x.sum(0, keepdims=True)], max(1, _CELLS//n)
+    for start in range(0, resamples, size):
+        rows = min(size, resamples - start)
+        at = rng.integers(0, n, (rows, n)) + n*np.arange(rows)[:, None]
+        out.append(np.bincount(at.ravel(), minlength=rows*n).reshape(rows, n).astype(float) @ x)
+    return np.concatenate(out)
+
 def resample(units:list,          # of `Unit`
              resamples:int=2000,
              seed:int=0,
     ) -> list:                    # of `Resampled`
     "Bootstrap over items, the same for all units that have them, with the luck of training on top"
-    drawn, out = {}, []
-    for u in units:
-        n, seeds = len(u.ids), len(u.seeds)
-        if u.ids not in drawn:
-            at = _random(seed, repr(u.ids).encode()).integers(0, n, (resamples, n)) + n*np.arange(resamples)[:, None]
-            drawn[u.ids] = np.vstack([np.ones(n), np.bincount(at.ravel(), minlength=resamples*n).reshape(resamples, n)])   # how often each item is drawn; once in row 0
-        outcomes = np.concatenate([u.dense[None], u.compressed])                                                          # (1 + A, S, n, F)
-        there = ~np.isnan(outcomes[:, :, 0, 0])
-        scores = score_of(u.metric, np.tensordot(drawn[u.ids], np.nan_to_num(outcomes), (1, 2)), n)                       # (B + 1, 1 + A, S)
-        drop = (((scores[:, :1] - scores)*there).sum(-1)/there.sum(-1))[:, 1:]
-        dense = scores[:, 0].mean(-1)
-        if u.seed_sd:
-            luck = [_random(seed, x.tobytes()).normal(0, u.seed_sd/2**0.5, resamples)/s**0.5 for x, s in zip(outcomes, there.sum(-1))]   # the same for the same runs
-            dense[1:] += luck[0]; drop[1:] += (luck[0] - np.array(luck[1:])).T
-        out.append(Resampled(u, dense, drop))
+    together, out = {}, [None]*len(units)
+    for i, u in enumerate(units): together.setdefault(u.ids, []).append(i)
+    for ids, members in together.items():
+        outcomes = [np.concatenate([units[i].dense[None], units[i].compressed]) for i in members]                         # (1 + A, S, n, F) each
+        columns = [np.moveaxis(np.nan_to_num(x), 2, 0).reshape(len(ids), -1) for x in outcomes]
+        sums = _sums(np.hstack(columns), _random(seed, repr(ids).encode()), resamples)
+        for i, x, part in zip(members, outcomes, np.split(sums, np.cumsum([c.shape[1] for c in columns])[:-1], 1)):
+            u, there = units[i], ~np.isnan(x[:, :, 0, 0])
+            scores = score_of(u.metric, part.reshape(-1, *there.shape, x.shape[-1]), len(ids))                            # (B + 1, 1 + A, S)
+            drop = (((scores[:, :1] - scores)*there).sum(-1)/there.sum(-1))[:, 1:]
+            dense = scores[:, 0].mean(-1)
+            if u.seed_sd:
+                luck = [_random(seed, run.tobytes()).normal(0, u.seed_sd/2**0.5, resamples)/s**0.5 for run, s in zip(x, there.sum(-1))]   # the same for the same runs
+                dense[1:] += luck[0]; drop[1:] += (luck[0] - np.array(luck[1:])).T
+            out[i] = Resampled(u, dense, drop)
     return out
 
 def usable(units:list) -> list:   # of `Resampled`

@@ -260,3 +260,14 @@ def test_verdicts_on_simulated_studies():
     assert final["effect", "C1 monotonic"][0] == 100 and final["reversed", "C1 monotonic"][1] >= 80, final
     assert np.mean([before["effect", claim] for claim in ("C2 irreversible", "C3 values", "C4 options", "C5 factoid")]) >= 60, before
     assert 88 < np.mean([cover for *_, cover in rows if cover is not None]) < 99.5, rows
+
+
+def test_batches_change_nothing(monkeypatch):
+    "Memory is bounded by resampling in batches; the draws are the same however large these are"
+    from junkdna_nb import difficulty
+    rng = np.random.default_rng(0)
+    dense, less = (rng.random((2, 300)) < [[0.8], [0.6]]).astype(float)
+    [whole] = resample([unit(dense, less)])
+    monkeypatch.setattr(difficulty, "_CELLS", 7 * 300)
+    [parts] = resample([unit(dense, less)])
+    assert np.array_equal(whole.drop, parts.drop) and np.array_equal(whole.dense, parts.dense)

@@ -372,7 +372,7 @@ def test_wrong_options_are_one_line(grid, capsys):
         assert message in err and err.count("\n") == 1, err
 
 
-@pytest.mark.parametrize("name", ["smoke", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "study", "study_gpu", "paper"])
 def test_the_grids_of_the_project_are_valid(name):
     points, _ = read_grid(ROOT / "nbs" / "configs" / f"{name}.yaml")
     todo, rest = make_plan(points)
