@@ -138,7 +138,7 @@ def resample(units:list,          # of `Unit`
             drop = (((scores[:, :1] - scores)*there).sum(-1)/there.sum(-1))[:, 1:]
             dense = scores[:, 0].mean(-1)
             if u.seed_sd:
-                luck = [_random(seed, run.tobytes()).normal(0, u.seed_sd/2**0.5, resamples)/s**0.5 for run, s in zip(x, there.sum(-1))]   # the same for the same runs
+                luck = [_random(seed, bytes([a > 0]), run.tobytes()).normal(0, u.seed_sd/2**0.5, resamples)/s**0.5 for a, (run, s) in enumerate(zip(x, there.sum(-1)))]   # the same for the same runs
                 dense[1:] += luck[0]; drop[1:] += (luck[0] - np.array(luck[1:])).T
             out[i] = Resampled(u, dense, drop)
     return out
