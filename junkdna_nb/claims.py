@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MARGIN', 'LEVEL', 'AXES', 'Study', 'Verdict', 'positive', 'small', 'decide', 'human_gap', 'across_tasks',
            'along_axis', 'within_tasks', 'separation', 'at_equal_bits', 'quantization', 'other_criteria', 'judge',
-           'table', 'markdown', 'said', 'difficulty_table', 'monotone_table', 'flips_table', 'agreement']
+           'table', 'markdown', 'said', 'difficulty_table', 'modes_table', 'drops_table', 'monotone_table',
+           'flips_table', 'agreement']
 
 # %% ../nbs/01da_claims.ipynb #5b765860
 import json
@@ -39,7 +40,7 @@ class Study:
         if model: self.records = [r for r in self.records if r['config']['model'] == model]
         if seeds: self.records = [r for r in self.records if r['config']['seed'] in seeds]
         self._items, self._groups = {}, defaultdict(list)
-        for r in self.records: self._groups[r['experiment'], json.dumps({k: v for k, v in r['config'].items() if k not in _VARIED}, sort_keys=True)].append(r)
+        for r in self.records: self._groups[r['experiment'], json.dumps({k: v for k, v in r['config'].items() if k not in _VARIED} | {'origin': r['origin']}, sort_keys=True)].append(r)   # a mirror's subset and the hub's whole are two things
 
     def items(self, record):
         "Items of a record, read once"
@@ -408,6 +409,26 @@ def _by_amount(study, unit):
     one = {0.0 if _is_dense(r['config']) else _amount(r['config']): study.items(r) for r in study.records if r['digest'] in unit.records and r['config']['seed'] == unit.seeds[0]}
     items = {a: x[x['set'] == 'validation'] for a, x in sorted(one.items())}
     return items if all('correct' in x for x in items.values()) else None
+
+def _told(samples): return f'{samples[0]:+.3f} [{interval(samples)[0]:+.3f}, {interval(samples)[1]:+.3f}]'
+
+def modes_table(study:Study, modes=('sparse', 'sparse_to_dense', 'dense_frozen')):   # DataFrame, one row per task
+    "Area under the drop curve in each transfer mode, over the sparsities that a task has in all of them"
+    import pandas as pd
+    by_task = defaultdict(dict)
+    for mode in modes:
+        for r in usable(study.tasks(mode)): by_task[r.unit.name][mode] = r
+    rows = []
+    for task, found in by_task.items():
+        shared = [a for a in next(iter(found.values())).unit.amounts if all(a in r.unit.amounts for r in found.values())]
+        if shared: rows.append({'task': task, 'seeds': max(len(r.unit.seeds) for r in found.values()), 'sparsities': ', '.join(f'{a:g}' for a in shared)} | {mode: _told(found[mode].at(shared).area) if mode in found else '' for mode in modes})
+    return pd.DataFrame(rows)
+
+def drops_table(resampled:list, label=lambda amount: f'{amount:g}'):   # DataFrame, one row per unit, one column per amount
+    "Chance-normalised drops with intervals"
+    import pandas as pd
+    amounts = sorted({a for r in resampled for a in r.unit.amounts})
+    return pd.DataFrame([{'': r.unit.name} | {label(a): _told(r.normalised[:, r.unit.amounts.index(a)]) if a in r.unit.amounts else '' for a in amounts} for r in resampled])
 
 def monotone_table(study:Study):   # DataFrame, one row per task
     "Does the score fall at every step? The largest rise against the order, and a permutation test of a falling curve"

@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.script import Param, anno_parser
 from .core import StudyError, cache_dir, check_writable, load_items, load_record, load_runs, nearest, project_root, runs_dir, stale, unheld
 from .experiments import EXPERIMENTS, closing_lines, get_experiment
-from .runner import claim, relative, run_notebook
+from .runner import THREADS, claim, relative, run_notebook
 from .sweep import estimate, make_plan, read_grid, run_tasks
 
 # %% ../nbs/01eb_cli.ipynb #0bc20bc6
@@ -235,11 +235,13 @@ def rerun(digest:str,        # its first digits, as `junkdna runs` shows them
     with tempfile.TemporaryDirectory(prefix='junkdna-rerun-') as d:
         folder = Path(d)/config.experiment; folder.mkdir()
         for path in runs.glob(f'{base.name}.*') if base else (): shutil.copy2(path, folder)
-        before = os.environ.get('JUNKDNA_RUNS')
-        os.environ['JUNKDNA_RUNS'] = d
+        told = dict(JUNKDNA_RUNS=d) | {k: str(old['environment']['threads']) for k in THREADS}   # sums depend on the number of threads
+        before = {k: os.environ.get(k) for k in told}
+        os.environ.update(told)
         try: new = run_notebook(config, old['config'], minutes=minutes, out=sys.stdout)[0]
         except StudyError as e: raise Failed(str(e)) from None
-        finally: os.environ.pop('JUNKDNA_RUNS') if before is None else os.environ.update(JUNKDNA_RUNS=before)
+        finally:
+            for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
         lines, agrees = compare(old, new, load_items(old), load_items(new))
     print(old['name'], *lines, sep='\n')
     if not agrees: raise Failed('the record does not come out again')

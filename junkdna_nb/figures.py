@@ -54,13 +54,17 @@ def curves(groups:list,        # of (panel title, list of (label, Resampled))
     import matplotlib.pyplot as plt
     style()
     cols = min(3, len(groups)); rows = -(-len(groups)//cols)
-    fig, axes = plt.subplots(rows, cols, figsize=(max(6.6, 3.7*cols), 2.9*rows + 0.3), layout='constrained', squeeze=False, sharey=True)
+    fig, axes = plt.subplots(rows, cols, figsize=(max(6.6, 3.7*cols), 2.9*rows + 0.3), layout='constrained', squeeze=False, sharex=True, sharey=True)
     for ax, (title, units) in zip(axes.flat, groups):
         for i, (label, r) in enumerate(units): _line(ax, r.unit.amounts, getattr(r, value), i, label)
         ax.axhline(0 if value == 'normalised' else 100, color='0.3', lw=0.8)
         if value == 'normalised': ax.axhline(1, color='0.6', lw=0.8, ls=':')
         ax.set(title=title, xlabel=xlabel)
+        ax.tick_params(labelbottom=True)
         ax.legend(fontsize=7)
+    if value == 'normalised':   # the intervals of a task that is hardly above chance run out of the panel
+        low, high = axes[0, 0].get_ylim()
+        axes[0, 0].set_ylim(max(low, -0.55), min(high, 1.55))
     for ax in axes[:, 0]: ax.set_ylabel('drop (0 dense, 1 chance)' if value == 'normalised' else '% of the dense score')
     for ax in list(axes.flat)[len(groups):]: ax.set_visible(False)
     fig.supxlabel(_about([r for _, units in groups for _, r in units]), fontsize=7, color='0.3')

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from junkdna_nb.claims import Study, agreement, difficulty_table, flips_table, human_gap, judge, markdown, monotone_table, said, table
+from junkdna_nb.claims import Study, agreement, difficulty_table, drops_table, flips_table, human_gap, judge, markdown, modes_table, monotone_table, said, table
 from junkdna_nb.core import StudyError, load_items
 from junkdna_nb.difficulty import Unit, aligned, area, bootstrap_p, breaking_points, contrast, detectable, equivalence, flips, holm, interval, isotonic_p, kendall, moments, page, resample, reversal, score_of, taus, usable, v_information
 from junkdna_nb.experiments import GlueConfig
@@ -164,7 +164,7 @@ def test_no_records_at_all(runs):
     study = Study()
     verdicts = judge(study)
     assert {v.verdict for v in verdicts} == {"not run"} and "nan" not in markdown(table(verdicts)).lower()
-    assert "0 records" in said(study, verdicts) and not len(difficulty_table(study)) and not len(flips_table(study)) and not len(monotone_table(study))
+    assert "0 records" in said(study, verdicts) and not len(difficulty_table(study)) and not len(flips_table(study)) and not len(monotone_table(study)) and not len(modes_table(study)) and not len(drops_table([]))
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_the_committed_records_say_something(committed):
     study = Study()
     verdicts = judge(study)
     assert sum(v.estimate is not None for v in verdicts) >= 5
-    for frame in (table(verdicts), difficulty_table(study), monotone_table(study), flips_table(study)):
+    for frame in (table(verdicts), difficulty_table(study), monotone_table(study), flips_table(study), modes_table(study), drops_table(usable(study.tasks()))):
         assert len(frame) and not re.search(r"\b(nan|inf|none)\b", markdown(frame).lower())
     assert not re.search(r"\bnan\b", markdown(agreement(difficulty_table(study))))
     again = numbers(judge(Study()))
