@@ -291,6 +291,6 @@ def main(argv=None) -> int:
         COMMANDS[argv[0]](**{k: v for k, v in given.items() if k not in ('pdb', 'xtra')})
     except Failed as e: print(f'error: {e}', file=sys.stderr); return 1
     except StudyError as e: print(f'error: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
+    except KeyboardInterrupt: sys.stdout.flush(); print('interrupted', file=sys.stderr); return 130
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 1   # piped into head
     return 0
