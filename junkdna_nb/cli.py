@@ -212,17 +212,22 @@ def compare(old, new,       # records of the same configuration
             a, b,           # their items
     ) -> tuple:             # (lines to print, do they agree?)
     "Two runs of one configuration, answer by answer"
-    keys = [k for k in ('set', 'level', 'draw', 'id') if k in a]
+    from junkdna_nb.difficulty import Unit, moments, resample
+    metric = old['metric']
+    if 'set' in a: a, b = (x[x['set'] == 'validation'] for x in (a, b))
+    keys = [k for k in ('level', 'draw', 'id') if k in a]
     both = a.merge(b, on=keys, suffixes=('_old', '_new'))
     if len(both) != len(a) or len(a) != len(b): return [f'{len(a)} answers then, {len(b)} now, {len(both)} in common'], False
-    column = 'correct' if 'correct' in a else 'error'
-    x, y = (both[f'{column}_{k}'].astype(float) for k in ('old', 'new'))
-    then, now = old['metrics'][old['metric']], new['metrics'][old['metric']]
-    difference, se = now['value'] - then['value'], ((y - x).std(ddof=1)/len(x)**0.5 if column == 'correct' else (then['se']**2 + now['se']**2)**0.5)
-    same, agrees = int((x == y).sum()), bool(abs(difference) <= 2*se)
-    told = 'every answer is the same' if same == len(x) else f"{same:,} of {len(x):,} answers are the same; the scores differ by {difference:+.4f}, the standard error of a difference is {se:.4f}"
-    return [f"then:   {old['metric']} {then['value']:.4f} ± {then['se']:.4f} ({old['environment']['cpu']}, torch {old['environment']['versions']['torch']})",
-            f"now:    {old['metric']} {now['value']:.4f} ± {now['se']:.4f} ({new['environment']['cpu']}, torch {new['environment']['versions']['torch']})", f"result: {told}: {'agrees' if agrees else 'does not agree'}"], agrees
+    column = 'correct' if 'correct' in a else 'prediction'
+    same = int((both[f'{column}_old'] == both[f'{column}_new']).sum())
+    if 'level' in a: terms = [both.groupby('id')[f'correct_{k}'].mean().to_numpy(float)[:, None] for k in ('old', 'new')]   # all levels together
+    else: terms = [moments(metric, both['label_old'], both[f'correct_{k}'] if metric == 'accuracy' else both[f'prediction_{k}']) for k in ('old', 'new')]
+    drop = resample([Unit('', 'accuracy' if 'level' in a else metric, 0.0, tuple(range(len(terms[0]))), (0,), (1,), terms[0][None], terms[1][None, None])])[0].drop[:, 0]
+    difference, se = -drop[0], drop[1:].std(ddof=1)
+    agrees = bool(abs(difference) <= 2*se)
+    told = 'every answer is the same' if same == len(both) else f"{same:,} of {len(both):,} answers are the same; the scores differ by {difference:+.4f}, the standard error of a difference is {se:.4f}"
+    said = lambda r: f"{metric} {r['metrics'][metric]['value']:.4f} ± {r['metrics'][metric]['se']:.4f} ({r['environment']['cpu']}, torch {r['environment']['versions']['torch']})"
+    return [f"then:   {said(old)}", f"now:    {said(new)}", f"result: {told}: {'agrees' if agrees else 'does not agree'}"], agrees
 
 def rerun(digest:str,        # its first digits, as `junkdna runs` shows them
           minutes:float=0):  # time limit; 0: none

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['moments', 'score_of', 'Unit', 'Resampled', 'area', 'resample', 'usable', 'aligned', 'between_seeds', 'interval',
            'breaking_points', 'pointwise_v_information', 'v_information', 'cartography', 'flips', 'page', 'isotonic_p',
-           'reversal', 'contrast', 'bootstrap_p', 'taus', 'kendall', 'equivalence', 'detectable', 'holm']
+           'reversal', 'contrast', 'bootstrap_p', 'taus', 'equivalence', 'detectable', 'holm']
 
 # %% ../nbs/01d_difficulty.ipynb #a6395e5d
 import hashlib, math
@@ -57,12 +57,13 @@ class Unit:
     scale: str = ''
     records: tuple = ()  # digests
     bits: tuple = ()     # effective bits per weight at each amount
+    runs: tuple = ()     # names of the runs, (1 + A) x S, dense first; what their luck belongs to
     seed_sd: float | None = 0.0   # standard deviation of a drop between training seeds, from `between_seeds`; None: not known, 0: nothing was trained
 
     def at(self, amounts):
         "The same at these amounts only"
         i = [self.amounts.index(a) for a in amounts]
-        return replace(self, amounts=tuple(amounts), compressed=self.compressed[i], bits=tuple(self.bits[j] for j in i) if self.bits else ())
+        return replace(self, amounts=tuple(amounts), compressed=self.compressed[i], bits=tuple(self.bits[j] for j in i) if self.bits else (), runs=tuple(self.runs[j] for j in (0, *(k + 1 for k in i))) if self.runs else ())
 
     def estimates(self):
         "Dense score (S,) and compressed scores (A, S)"
@@ -135,11 +136,11 @@ def resample(units:list,          # of `Unit`
         for i, x, part in zip(members, outcomes, np.split(sums, np.cumsum([c.shape[1] for c in columns])[:-1], 1)):
             u, there = units[i], ~np.isnan(x[:, :, 0, 0])
             scores = score_of(u.metric, part.reshape(-1, *there.shape, x.shape[-1]), len(ids))                            # (B + 1, 1 + A, S)
+            if u.seed_sd:
+                runs = u.runs or [[f'{hashlib.sha256(row.tobytes()).hexdigest()} {s}' for s, row in zip(u.seeds, rows)] for rows in x]
+                for a, s in zip(*np.nonzero(there)): scores[1:, a, s] += _random(seed, b'compressed' if a else b'dense', runs[a][s].encode()).normal(0, u.seed_sd/2**0.5, resamples)   # the same wherever the run takes part
             drop = (((scores[:, :1] - scores)*there).sum(-1)/there.sum(-1))[:, 1:]
             dense = scores[:, 0].mean(-1)
-            if u.seed_sd:
-                luck = [_random(seed, bytes([a > 0]), run.tobytes()).normal(0, u.seed_sd/2**0.5, resamples)/s**0.5 for a, (run, s) in enumerate(zip(x, there.sum(-1)))]   # the same for the same runs
-                dense[1:] += luck[0]; drop[1:] += (luck[0] - np.array(luck[1:])).T
             out[i] = Resampled(u, dense, drop)
     return out
 
@@ -148,9 +149,9 @@ def usable(units:list) -> list:   # of `Resampled`
     return [r for r in resample(units) if r.usable]
 
 def aligned(resampled:list) -> list:
-    "At the amounts that at least half of the units have, without the units that lack one of them: areas over different ranges cannot be compared"
+    "At the amounts that more than half of the units have, without the units that lack one of them: areas over different ranges cannot be compared"
     every = [a for r in resampled for a in r.unit.amounts]
-    shared = sorted({a for a in every if 2*every.count(a) >= len(resampled)})
+    shared = sorted({a for a in every if 2*every.count(a) > len(resampled)})
     return [r.at(shared) for r in resampled if shared and set(shared) <= set(r.unit.amounts)]
 
 def between_seeds(units:list,
@@ -203,8 +204,10 @@ def v_information(items, null) -> dict:
     b = null[null['set'] == 'validation']
     shares = np.exp(np.stack(list(b['log_probabilities'])).astype(float))
     constant = items[items['set'] == 'validation']['prediction'].nunique() == 1
-    collapsed = 'the null model does not answer the same to all' if np.ptp(shares, axis=0).max() > 0.02 else 'the model answers the same to all' if constant else ''
-    return dict(value=float(pvi.mean()), se=float(pvi.std(ddof=1)/len(pvi)**0.5), n=len(pvi), null_entropy=float(-np.mean([lp[int(y)] for lp, y in zip(b['log_probabilities'], b['label'])])/math.log(2)), collapsed=collapsed)
+    null_entropy = float(-np.mean([lp[int(y)] for lp, y in zip(b['log_probabilities'], b['label'])])/math.log(2))
+    label_entropy = float(stats.entropy(b['label'].value_counts(), base=2))
+    collapsed = 'the null model does not answer the same to all' if np.ptp(shares, axis=0).max() > 0.02 else 'the null model does not predict the shares of the labels' if null_entropy > label_entropy + 0.1 else 'the model answers the same to all' if constant else ''
+    return dict(value=float(pvi.mean()), se=float(pvi.std(ddof=1)/len(pvi)**0.5), n=len(pvi), null_entropy=null_entropy, label_entropy=label_entropy, collapsed=collapsed)
 
 def cartography(dynamics  # table of `02_glue` with dynamics=True
     ) -> dict:
@@ -244,10 +247,13 @@ def isotonic_p(correct,           # (amounts, n): outcomes of the same items
     observed = fall(x)
     return (1 + sum(fall(rng.permuted(x, axis=1)) >= observed - 1e-12 for _ in range(permutations)))/(permutations + 1)
 
-def reversal(r:Resampled):   # (B + 1,)
-    "The largest fall of the drop from one amount to a later one, in points of the score; 0 for a monotone curve"
-    highest = np.maximum.accumulate(np.concatenate([np.zeros_like(r.drop[:, :1]), r.drop], 1), 1)[:, :-1]
-    return np.maximum(highest - r.drop, 0).max(1)
+def reversal(r:Resampled) -> tuple:   # (points of the score, p)
+    "The largest rise of the score from one amount to a later one (0 for a monotone curve), and how often resamples around a flat curve rise as much somewhere"
+    d = np.concatenate([np.zeros_like(r.drop[:, :1]), r.drop], 1)
+    i, j = np.triu_indices(d.shape[1], 1)
+    rise = d[:, i] - d[:, j]
+    largest = max(0.0, float(rise[0].max()))
+    return largest, float((1 + ((rise[1:] - rise[0]).max(1) >= largest).sum())/len(rise)) if largest else 1.0
 
 def contrast(values  # (levels, B + 1), from the easiest to the hardest
     ):               # (B + 1,)
@@ -269,15 +275,6 @@ def taus(x, y):   # (units, B) each
     weight = np.sqrt((a != 0).sum(0)*(b != 0).sum(0))
     return np.divide((a*b).sum(0), weight, out=np.zeros(weight.shape), where=weight > 0)
 
-def kendall(difficulty,   # (units,) or (units, B + 1)
-            effect,       # (units, B + 1)
-    ) -> tuple:           # (tau, low, high, p)
-    "Kendall's tau-b over units with its exact p (0 and 1 where one side is constant), and an interval over resampled items and seeds"
-    effect = np.asarray(effect, float)
-    d = np.broadcast_to(np.asarray(difficulty, float).reshape(len(effect), -1), effect.shape)
-    tau = taus(d, effect)
-    return float(tau[0]), *interval(tau), float(np.nan_to_num(stats.kendalltau(d[:, 0], effect[:, 0]).pvalue, nan=1.0))
-
 def equivalence(samples,        # row 0 is the estimate
                 margin:float,   # what counts as no effect
     ) -> float:
@@ -286,9 +283,9 @@ def equivalence(samples,        # row 0 is the estimate
     if se == 0: return 1.0
     return float(max(stats.norm.sf((est + margin)/se), stats.norm.cdf((est - margin)/se)))
 
-def detectable(samples, power:float=0.8, level:float=0.05) -> float:
-    "The smallest true effect that would have been found with this power"
-    return float((stats.norm.isf(level/2) + stats.norm.isf(1 - power))*samples[1:].std(ddof=1))
+def detectable(se:float, level:float=0.05, power:float=0.8) -> float:
+    "The smallest true effect that a two-sided test at this level finds with this power"
+    return float((stats.norm.isf(level/2) + stats.norm.isf(1 - power))*se)
 
 def holm(p):   # list of p values, None where there is none
     "Holm's correction over a family"

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,21 @@ def command(*words, cwd=ROOT, env=None, **kw):
     "Run one of the environment's commands for real; its output is captured."
     return subprocess.run([str(BIN / words[0]), *map(str, words[1:])], cwd=cwd, capture_output=True, text=True,
                           stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}, timeout=600, **kw)
+
+
+def committed_files():
+    "Records under version control; all there are where git does not answer"
+    told = subprocess.run(["git", "ls-files", "papermill_runs"], cwd=ROOT, capture_output=True, text=True)
+    found = [ROOT / f for f in told.stdout.splitlines()] if told.returncode == 0 and told.stdout else list((ROOT / "papermill_runs").rglob("*"))
+    return [f for f in found if f.suffix in (".json", ".parquet")]
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    "A copy of the records that come with the project"
+    folder = tmp_path_factory.mktemp("committed")
+    for f in committed_files():
+        target = folder / f.relative_to(ROOT / "papermill_runs")
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy2(f, target)
+    return folder

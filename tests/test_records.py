@@ -1,7 +1,5 @@
 "The committed records: intact, certified, and what the README says follows from them."
 import re
-import shutil
-import subprocess
 from collections import Counter
 
 import pytest
@@ -10,23 +8,6 @@ from conftest import ROOT, command
 from junkdna_nb.claims import Study, judge, markdown, table
 from junkdna_nb.core import load_items, load_record, load_runs
 from junkdna_nb.experiments import get_experiment
-
-
-def committed_files():
-    "Records under version control; all there are where git does not answer"
-    told = subprocess.run(["git", "ls-files", "papermill_runs"], cwd=ROOT, capture_output=True, text=True)
-    found = [ROOT / f for f in told.stdout.splitlines()] if told.returncode == 0 and told.stdout else list((ROOT / "papermill_runs").rglob("*"))
-    return [f for f in found if f.suffix in (".json", ".parquet")]
-
-
-@pytest.fixture(scope="module")
-def committed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("committed")
-    for f in committed_files():
-        target = folder / f.relative_to(ROOT / "papermill_runs")
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy2(f, target)
-    return folder
 
 
 @pytest.fixture
