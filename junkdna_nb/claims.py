@@ -36,11 +36,13 @@ class Study:
     "The records there are, as units"
     def __init__(self, model:str='',   # this model only
                  seeds=(),             # these seeds only
+                 scale:str='',         # only records whose scale has these words, e.g. '2 epochs'
         ):
         rows = load_runs()
         self.records = [load_record(p) for p in (rows.path if len(rows) else ())]
         if model: self.records = [r for r in self.records if r['config']['model'] == model]
         if seeds: self.records = [r for r in self.records if r['config']['seed'] in seeds]
+        if scale: self.records = [r for r in self.records if scale in r['scale']]
         self._items, self._groups, self.notes = {}, defaultdict(list), []
         for r in self.records: self._groups[r['experiment'], json.dumps({k: v for k, v in r['config'].items() if k not in _VARIED} | {'origin': r['origin']}, sort_keys=True)].append(r)   # a mirror's subset and the hub's whole are two things
 

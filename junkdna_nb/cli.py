@@ -256,10 +256,11 @@ _BEGIN, _END = '<!-- verdicts begin -->', '<!-- verdicts end -->'
 
 def verdict(model:str='',        # records of this model only
             seeds:str='',        # these seeds only, e.g. '41 42'
+            scale:str='',        # only records whose scale has these words, e.g. '2 epochs'
             write:bool=False):   # put the table into nbs/index.ipynb as well
     "Judge every claim from the records there are, and print the table."
     from junkdna_nb.claims import Study, judge, markdown, said, table
-    study = Study(model, [int(s) for s in seeds.split()])
+    study = Study(model, [int(s) for s in seeds.split()], scale)
     rows = judge(study)
     text = markdown(table(rows))
     print(text, said(study, rows), sep='\n\n')
