@@ -184,7 +184,7 @@ class Verdict:
     p_holm: float | None = None
     verdict: str = 'not run'
 
-def _unknown(units): return 'one seed: the luck of training or of drawing is unknown' if any(u.seed_sd is None for u in units) else ''
+def _unknown(units): return 'too few seeds: the luck of training or of drawing is unknown' if any(u.seed_sd is None for u in units) else ''
 
 def positive(claim, question, statistic, samples, units, p=None, n='', **more) -> Verdict:
     "A claim that a quantity is above 0; p from the resamples, or given by a test that compares tasks and so needs no error of a run"

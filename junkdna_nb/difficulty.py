@@ -155,20 +155,23 @@ def aligned(resampled:list) -> list:
     return [r.at(shared) for r in resampled if shared and set(shared) <= set(r.unit.amounts)]
 
 def between_seeds(units:list,
-                  metric:str=''   # pool units with this metric if one of them has several seeds, else all
+                  metric:str=''   # from units with this metric where they tell enough, else from all
     ) -> float | None:
-    "Standard deviation of a drop between training seeds beyond what resampled items explain, pooled over units with several seeds; None if there are none"
-    excess = []
-    several = [u for u in units if len(u.seeds) > 1]
-    for u in [u for u in several if u.metric == metric] or several:
+    "Standard deviation of a drop between training seeds beyond what resampled items explain, pooled; None if fewer than 8 degrees of freedom tell it"
+    found = []   # (metric, excess variance, degrees of freedom)
+    for u in units:
         dense, compressed = u.estimates()
         for a, score in enumerate(compressed):
             there = np.flatnonzero(~np.isnan(score))
             if len(there) < 2: continue
             by_chance = 0.0   # what items that flip on their own would give
             if u.metric in ('accuracy', 'exact_match'): by_chance = (u.dense[there, :, 0] - u.compressed[a, there, :, 0]).var(0, ddof=1).mean()/len(u.ids)
-            excess.append((dense - score)[there].var(ddof=1) - by_chance)
-    return float(np.sqrt(max(0.0, np.mean(excess)))) if excess else None
+            found.append((u.metric, (dense - score)[there].var(ddof=1) - by_chance, len(there) - 1))
+    freedom = lambda rows: sum(df for *_, df in rows)
+    if freedom(found) < 8: return None
+    own = [row for row in found if row[0] == metric]
+    if freedom(own) >= 4: found = own
+    return float(max(1e-6, sum(v*df for _, v, df in found)/freedom(found))**0.5)   # never 0, which would say that nothing was trained
 
 def interval(samples, level:float=0.95) -> tuple:   # (low, high); row 0 is not a sample
     "Percentile interval of resampled values"

@@ -15,7 +15,7 @@ from scipy import stats
 
 from junkdna_nb.claims import Study, agreement, difficulty_table, drops_table, flips_table, hardness, human_gap, judge, markdown, modes_table, monotone_table, said, separation, small, table
 from junkdna_nb.core import StudyError, load_items
-from junkdna_nb.difficulty import Resampled, Unit, aligned, area, bootstrap_p, breaking_points, contrast, detectable, equivalence, flips, holm, interval, isotonic_p, moments, page, resample, reversal, score_of, taus, usable, v_information
+from junkdna_nb.difficulty import Resampled, Unit, aligned, area, between_seeds, bootstrap_p, breaking_points, contrast, detectable, equivalence, flips, holm, interval, isotonic_p, moments, page, resample, reversal, score_of, taus, usable, v_information
 from junkdna_nb.experiments import GlueConfig
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -103,6 +103,17 @@ def test_seeds_widen_intervals():
             if seeds == 1:
                 break
         assert np.isclose(np.mean(np.square(found)) ** 0.5, s / seeds**0.5, rtol=0.15), (seeds, found)
+
+
+def test_the_luck_of_training_needs_enough_runs():
+    n, rng = 4000, np.random.default_rng(0)
+    def several(amounts, seeds, sd, metric="accuracy"):
+        outcomes = lambda mean: np.stack([(np.arange(n) < n * (mean + rng.normal(0, sd))).astype(float)[:, None] for _ in range(seeds)])
+        return Unit("a", metric, 0.5, tuple(range(n)), tuple(range(seeds)), tuple(np.arange(1, amounts + 1) / 10), outcomes(0.8), np.stack([outcomes(0.6) for _ in range(amounts)]))
+    assert between_seeds([several(3, 1, 0.02)]) is None and between_seeds([several(3, 3, 0.02)]) is None      # 0 and 6 degrees of freedom
+    found = [between_seeds([several(5, 3, 0.02), several(5, 3, 0.02)]) for _ in range(40)]
+    assert np.isclose(np.mean(np.square(found)), 2 * 0.02**2, rtol=0.35)                                       # of two runs
+    assert 0 < between_seeds([several(5, 3, 0.0)]) < 1e-2                                                      # known, and small
 
 
 def test_statistics_against_libraries_and_hand():
@@ -320,7 +331,7 @@ def test_a_lucky_dense_run_does_not_make_an_order():
 
 def test_one_seed_decides_nothing_that_depends_on_training():
     verdicts = {v.claim: v for v in calibration.judged("one seed", 1, 200, 200)}
-    assert "one seed" in verdicts["C2 irreversible"].found and verdicts["C2 irreversible"].verdict == verdicts["C1 steeper"].verdict == "inconclusive"
+    assert "too few seeds" in verdicts["C2 irreversible"].found and verdicts["C2 irreversible"].verdict == verdicts["C1 steeper"].verdict == "inconclusive"
     assert not verdicts["C1 monotonic"].unknown and not verdicts["C4 options"].unknown
 
 
