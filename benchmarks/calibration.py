@@ -96,8 +96,11 @@ class Simulated(Study):
 
 def judged(case, seed, items, resamples, between_runs=BETWEEN_RUNS):
     "The verdicts on one simulated study"
-    resample.__defaults__ = (resamples, 0)
-    return [v for v in judge(Simulated(case, seed, items, between_runs)) if v.estimate is not None]
+    before, resample.__defaults__ = resample.__defaults__, (resamples, 0)
+    try:
+        return [v for v in judge(Simulated(case, seed, items, between_runs)) if v.estimate is not None]
+    finally:
+        resample.__defaults__ = before   # a test of the real records may come next
 
 
 def truth(case, items):
