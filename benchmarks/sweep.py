@@ -33,7 +33,7 @@ with tempfile.TemporaryDirectory() as d:
     d = Path(d)
     (d / "grid.json").write_text(json.dumps(grid))   # JSON is YAML
     ours, told = timed(BIN / "junkdna", "sweep", d / "grid.json", "--jobs", args.jobs, JUNKDNA_RUNS=str(d / "ours"))
-    print(*told.strip().splitlines()[-3:], sep="\n")
+    print(*told.replace(f"{d}/", "").strip().splitlines()[-3:], sep="\n")
     os.environ["JUNKDNA_RUNS"] = str(d / "ours")
     records = [json.loads(Path(p).read_text()) for p in load_runs("02_glue").path]
     assert len(records) == 12
@@ -51,7 +51,7 @@ with tempfile.TemporaryDirectory() as d:
     many = dict(blocks=dict(many=dict(experiment="02_glue", cross=dict(mode=["sparse", "dense_frozen", "sparse_to_dense"], sparsity=[round(0.01 * i, 2) for i in range(1, 51)], seed=list(range(67))))))   # 10,050 points
     (d / "many.json").write_text(json.dumps(many))
     plan, told = timed(BIN / "junkdna", "sweep", d / "many.json", "--dry-run", JUNKDNA_RUNS=str(d / "ours"))
-    print(told.strip().splitlines()[-2])
+    print(told.replace(f"{d}/", "").strip().splitlines()[-2])
 
 print(f"twelve runs: sweep {ours:.1f} s with {args.jobs} at a time, papermill one after another {serial:.1f} s; net work {net:.1f} s in the sweep ({net / 12:.1f} s a run), {serial_net:.1f} s by papermill")
 closing(speedup_serial=serial / ours, overhead=1 - net / (ours * args.jobs), net_per_run=net / 12, plan_10000_s=plan)
