@@ -44,7 +44,9 @@ def _about(resampled):
     items, seeds = sorted({len(r.unit.ids) for r in resampled}), sorted({len(r.unit.seeds) for r in resampled})
     span = lambda v: f'{v[0]:,}' if len(v) == 1 else f'{v[0]:,}-{v[-1]:,}'
     trained, known = any(r.unit.seed_sd != 0 for r in resampled), any(r.unit.seed_sd for r in resampled)
-    return f"n = {span(items)} items" + (f", {span(seeds)} training seed{'s' if seeds[-1] > 1 else ''}" if trained else '') + f"; bars: 95 % intervals over items{' and training seeds' if known else ''}"
+    drawn = any('.' in str(s) for r in resampled for s in r.unit.seeds)   # 41.0 and 41.1: two draws of demonstrations
+    what, plural = ('draw', 'draws of demonstrations') if drawn else ('training seed', 'training seeds')
+    return f"n = {span(items)} items" + (f", {span(seeds)} {plural if seeds[-1] > 1 else what}" if trained else '') + f"; bars: 95 % intervals over items{f' and {plural}' if known else ''}"
 
 def curves(groups:list,        # of (panel title, list of (label, Resampled))
            xlabel:str='sparsity',
