@@ -72,6 +72,8 @@ def _manager(kernel):
             return self.connection_info
     class Manager(AsyncKernelManager):
         running = None
+        def format_kernel_cmd(self, extra_arguments=None):   # an interrupt on the way out is no news
+            return super().format_kernel_cmd([*(extra_arguments or []), '--IPKernelApp.log_level=CRITICAL'])
         async def _async_pre_start_kernel(self, **kw):
             Manager.running = self
             if kernel: self.provisioner = Given(kernel_id=uuid.uuid4().hex, kernel_spec=self.kernel_spec, parent=self)

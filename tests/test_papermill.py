@@ -1,4 +1,5 @@
 "The user's own command, for real: papermill from the shell, in every way it is documented."
+import asyncio
 import dataclasses
 import json
 import os
@@ -11,9 +12,11 @@ import nbformat
 import papermill
 import pytest
 from conftest import BIN, ROOT, command
+from jupyter_client import AsyncKernelManager
 
 from junkdna_nb.core import load_items, load_record, load_runs
 from junkdna_nb.experiments import EXPERIMENTS, GlueConfig
+from junkdna_nb.runner import _manager
 
 NOTEBOOK = ROOT / "nbs" / "02_glue.ipynb"
 SMALL = [w for k, v in dict(max_train=32, max_eval=24, epochs=1, max_length=16).items() for w in ("-p", k, v)]
@@ -116,6 +119,23 @@ def test_a_failed_run_says_so_and_keeps_its_notebook(runs):
     record = load_record(load_runs("02_glue", "failed").path.item())
     assert record["error"].startswith("max_length=1000 is more than minilm can read") and record["traceback"]
     assert sorted(p.name for p in (runs / "02_glue").iterdir()) == [f"{record['name']}.failed.ipynb", f"{record['name']}.json"] and record["notebook"] == f"{record['name']}.failed.ipynb"
+
+
+def test_what_a_kernel_logs_stays_out_of_the_answer(capfd):
+    "A run that failed has its kernel interrupted on the way out; what the kernel says about that is no error of the run"
+    async def says(manager):
+        manager = manager(kernel_name="python3")
+        await manager.start_kernel()
+        client = manager.client()
+        client.start_channels()
+        await client.wait_for_ready()
+        client.execute("get_ipython().kernel.log.error('KeyboardInterrupt caught')")
+        await client.get_shell_msg(timeout=30)
+        client.stop_channels()
+        await manager.shutdown_kernel()
+        return "KeyboardInterrupt caught" in capfd.readouterr().err
+
+    assert asyncio.run(says(AsyncKernelManager)) and not asyncio.run(says(_manager(None)))
 
 
 def test_output_folder_that_cannot_be_written():
