@@ -274,7 +274,7 @@ def _correlation(units, difficulty, permutations=2000):
 
 def across_tasks(study:Study) -> list:
     "C1, C2, C3, C5 from fine-tuning"
-    run = 'junkdna sweep nbs/configs/study.yaml --block modes'
+    run = 'junkdna sweep nbs/configs/study.yaml --block sparsities,seeds,modes'
     sparse = aligned(usable(study.tasks('sparse')))
     out = [_trend('C1 monotonic', 'does the drop grow with sparsity?', sparse, run)]
     def tested(claim, question, found, needs, make, command=run): out.append(make(found) if found else Verdict(claim, question, n=f'needs {needs}', command=command))
@@ -353,7 +353,7 @@ def at_equal_bits(pruned:list, rounded:list):   # (B + 1,)
 
 def quantization(study:Study) -> list:
     "C6"
-    run = 'junkdna sweep nbs/configs/study.yaml --block modes,quantized'
+    run = 'junkdna sweep nbs/configs/study.yaml --block sparsities,quantized'
     questions = dict(zip(('C6 flat', 'C6 separation', 'C6 bits'), ('is there no drop at 4 bits?', 'does pruning separate hard from easy more than quantization, at the same average drop?', 'does pruning lose more at the same effective bits?')))
     rounded, sparse = aligned(usable(study.tasks('quantized'))), aligned(usable(study.tasks('sparse')))
     q = {r.unit.name: r for r in rounded}

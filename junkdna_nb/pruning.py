@@ -71,69 +71,107 @@ def prune_count(n:int,             # number of weights
 
 # %% ../nbs/01_pruning.ipynb #18fff9cd
 _BLOCK, _SAMPLE, _ASIDE = 1 << 18, 1 << 20, 0.05   # scores per block; scores in the sample; largest share set aside
+_INSIDE, _BAD, _LEVELS = 255, 254, 253             # what the table says of a key inside a bracket, and of one of no finite number; most levels
+_NONE, _ALL = (1 << 17,)*2, (-1, -1)               # brackets above and below every key: nothing kept, everything kept
 
 def _blocks(x, absolute):
-    "Consecutive row blocks of a matrix: (flat position, scores as a flat float32 or float64 array that is overwritten by the next block)"
-    rows = max(1, _BLOCK//max(1, x.shape[1]))
+    "Consecutive row blocks of a matrix: (flat position, scores as a flat float32 or float64 array, to be read before the next block)"
+    x, rows = x.detach(), max(1, _BLOCK//max(1, x.shape[1]))
     buffer = torch.empty(rows*x.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    there = x.device == buffer.device and x.dtype == buffer.dtype and x.is_contiguous()
     for r in range(0, x.shape[0], rows):
         part = x[r:r + rows]
-        block = buffer[:part.numel()]
-        block.view(part.shape).copy_(part)
+        block = part.reshape(-1) if there else buffer[:part.numel()].copy_(part.reshape(-1))
         v = block.numpy()
-        if absolute: np.abs(v, out=v)
-        yield r*x.shape[1], v
+        yield r*x.shape[1], np.abs(v, out=buffer[:part.numel()].numpy()) if absolute else v
+
+def _keys(v, out=None):
+    "Keys of numbers; a negative one has bit 16 set beside those of its magnitude"
+    if v.dtype == np.float64: v = np.where(np.isfinite(v), np.clip(v, np.finfo(np.float32).min, np.finfo(np.float32).max), np.nan).astype(np.float32)   # rounding keeps the order
+    return np.right_shift(v.view(np.uint32), 15, out=out)
 
 def _brackets(scores, ks, n, absolute):
-    "(low, high) score for each k, and the share of all scores expected between them"
+    "(lowest, highest key of the bracket) for each k, and the share of all scores expected in it"
     step = max(1, n//(_SAMPLE*min(2, len(ks))))
-    sample = np.concatenate([v.copy() for s in scores for _, v in _blocks(s, absolute)] if step == 1 else [_strided(s, step, absolute) for s in scores])
-    m, bounds = len(sample), []
+    sample = np.concatenate([_keys(v).astype(np.uint16) for s in scores for _, v in _blocks(s, absolute)] if step == 1 else [_keys(_strided(s, step, absolute)).astype(np.uint16) for s in scores])
+    sample.sort()
+    m, out = len(sample), []
     for k in ks:
         q = k/n
         d = 4*math.sqrt(q*(1 - q)/m) + 2/m
-        bounds.append((max(0, math.floor((q - d)*m)), min(m - 1, math.ceil((q + d)*m))))
-    sample.sort()
-    out = []
-    for a, b in bounds:
-        lo, hi = sample[a], sample[b]
-        share = 0 if lo == hi else (np.searchsorted(sample, hi, 'right') - np.searchsorted(sample, lo, 'left'))/m
-        out.append((-np.inf if a == 0 and step > 1 else lo, np.inf if b == m - 1 and step > 1 else hi, share))
+        a, b = math.floor((q - d)*m), math.ceil((q + d)*m)
+        lo, hi = 0 if a <= 0 and step > 1 else int(sample[max(0, a)]), 0xffff if b >= m - 1 and step > 1 else int(sample[min(m - 1, b)])
+        out.append((lo, hi, (np.searchsorted(sample, hi, 'right') - np.searchsorted(sample, lo, 'left'))/m))
     return out
 
 def _strided(x, step, absolute):
     "Every step-th score of a matrix"
     rows, cols = x.shape
     at = torch.arange(0, x.numel(), step)
-    v = x[(at//cols).to(x.device), (at % cols).to(x.device)].to('cpu', torch.float64 if x.dtype == torch.float64 else torch.float32).numpy()
+    v = x[(at//cols).to(x.device), (at % cols).to(x.device)].detach().to('cpu', torch.float64 if x.dtype == torch.float64 else torch.float32).numpy()
     return np.abs(v) if absolute else v
 
+
 # %% ../nbs/01_pruning.ipynb #4e63dbb9
-def _classify(x, absolute, brackets):
-    "(levels kept by position, above, equal, set-aside scores, their positions, the first level whose bracket holds them and the first whose does not) of one matrix"
-    as_score = np.float64 if x.dtype == torch.float64 else np.float32
-    kept = torch.empty(x.shape, dtype=torch.uint8)
-    flat, above, equal, values, places = kept.numpy().reshape(-1), np.zeros(len(brackets), np.int64), np.zeros(len(brackets), np.int64), [], []
-    first, last = [], []
-    brackets = [(as_score(lo), as_score(hi)) for lo, hi in brackets]
-    longest = max(1, _BLOCK//max(1, x.shape[1]))*x.shape[1]
-    buffers = np.empty((3, longest), np.uint8)
-    for at, v in _blocks(x, absolute):
-        if not math.isfinite(v.max(initial=0)) or not (absolute or math.isfinite(v.min(initial=0))): raise StudyError("a weight is NaN or infinite; masks need finite weights")
-        count, (reach, same, flag) = flat[at:at + len(v)], buffers[:, :len(v)]
-        for a in (count, reach, same): a.fill(0)
-        for i, (lo, hi) in enumerate(brackets):   # one buffer for all levels: it stays in the processor's cache
-            above[i] += np.count_nonzero(np.greater(v, hi, out=flag.view(bool)))
-            count += flag
-            np.greater_equal(v, lo, out=flag.view(bool))
-            reach += flag
-            if lo == hi:   # counted, not set aside
-                equal[i] += np.count_nonzero(np.equal(v, lo, out=flag.view(bool)))
-                same += flag
-        aside = np.flatnonzero(np.not_equal(np.subtract(reach, same, out=same), count, out=flag.view(bool)))
-        values.append(v[aside]); places.append(aside + at); first.append(count[aside]); last.append(reach[aside])
-    joined = [np.concatenate(x or [np.empty(0, t)]) for x, t in ((values, v.dtype if values else np.float32), (places, np.int64), (first, np.uint8), (last, np.uint8))]
-    return kept, above, equal, *joined
+def _table(brackets):
+    "Of every key: at how many levels it is above the bracket; the same with `_INSIDE` for keys inside one and `_BAD` for those of no finite number; and what is in that table"
+    keys = np.arange(1 << 17) & 0xffff
+    above, inside = np.zeros(len(keys), np.uint8), np.zeros(len(keys), bool)
+    for lo, hi in brackets:
+        above += keys > hi
+        inside |= (lo <= keys) & (keys <= hi)
+    table = np.where(keys >= 0xff00, _BAD, np.where(inside, _INSIDE, above)).astype(np.uint8)
+    return above, torch.from_numpy(table), np.unique(table)
+
+def _tally(block, entries):
+    "How often each of the numbers 0 to 255 is there; `entries`: those that can be"
+    if len(entries) > 6: return np.asarray(torch.bincount(torch.from_numpy(block), minlength=256))   # slow where most are equal
+    counts = np.zeros(256, np.int64)
+    for e in entries[1:]: counts[e] = np.count_nonzero(block == e)
+    counts[entries[0]] = len(block) - counts.sum()
+    return counts
+
+@dataclass
+class _Part:
+    "What the pass finds in one matrix"
+    kept: torch.Tensor     # number of levels that keep a weight; wrong for those set aside
+    above: np.ndarray      # scores above each bracket
+    inside: list           # of arrays: scores in each bracket
+    over: np.ndarray       # scores above each value
+    equal: np.ndarray      # scores equal to each value
+    scores: np.ndarray     # set aside
+    places: np.ndarray     # where those are
+    def keep(self, thresholds):
+        "Decide on those set aside: at each level the scores above the threshold are kept"
+        self.kept.view(-1).numpy()[self.places] = sum((self.scores > t for t in thresholds), np.zeros(len(self.scores), np.uint8))
+    def keep_ties(self, blocks, t, skip) -> int:
+        "One level more for the scores equal to t, but for the first `skip` of them; how many are still to be skipped"
+        for at, v in blocks:
+            ties = np.flatnonzero(v == t)
+            self.kept.view(-1).numpy()[at[ties[skip:]]] += 1
+            skip = max(0, skip - len(ties))
+        return skip
+
+def _classify(x, absolute, brackets, above, table, entries, values):
+    counts, over, equal, aside = np.zeros(256, np.int64), np.zeros(len(values), np.int64), np.zeros(len(values), np.int64), [(np.empty(0, np.float32), np.empty(0, np.int64))]
+    kept, index = torch.empty(x.shape, dtype=torch.uint8), torch.empty(max(1, _BLOCK//max(1, x.shape[1]))*x.shape[1], dtype=torch.int32)
+    for at, v in _blocks(x, absolute and values):   # the table does without the sign
+        block, keys = kept.view(-1)[at:at + len(v)], index[:len(v)]
+        _keys(v, keys.numpy().view(np.uint32))
+        torch.index_select(table, 0, keys, out=block)
+        block = block.numpy()
+        counts += _tally(block, entries)
+        if counts[_BAD]: raise StudyError("a weight is NaN or infinite; masks need finite weights")
+        here = np.flatnonzero(block == _INSIDE)
+        aside.append((v[here], here + at))
+        for i, t in enumerate(values):
+            flag = v > t
+            over[i] += np.count_nonzero(flag); equal[i] += np.count_nonzero(v == t)
+            block += flag
+    scores, places = (np.concatenate(a) for a in zip(*aside))
+    keys = _keys(np.abs(scores, out=scores))
+    counts[:_LEVELS + 1] += np.bincount(above[keys], minlength=_LEVELS + 1)
+    return _Part(kept, counts[:_LEVELS + 1][::-1].cumsum()[::-1][1:len(brackets) + 1], [scores[np.flatnonzero((lo <= keys) & (keys <= hi))] for lo, hi in brackets], over, equal, scores, places)
 
 def _exact_value(scores, k, absolute):
     "The k-th smallest score (k >= 1), by histograms of its bits, 16 at a time from the top"
@@ -153,64 +191,48 @@ def _exact_value(scores, k, absolute):
         prefix = unsigned(int(prefix) << 16 | digit)
     return np.array([prefix]).view(np.float64 if wide else np.float32)[0]
 
+
 # %% ../nbs/01_pruning.ipynb #2081fedc
 def nested_smallest(scores:list,        # of (outputs, inputs) tensors on any device, floating point, finite, not negative unless `absolute`
-                    ks:list,            # how many to prune at each level, ascending, at most 255
+                    ks:list,            # how many to prune at each level, ascending, at most 253
                     absolute:bool=False,  # the score is |x|
     ) -> tuple:                         # (list of uint8 tensors: number of levels at which a weight is kept, threshold per level: lower scores are pruned, higher ones kept; tied scores at each threshold of which only some were pruned)
     "Masks of several sparsities in one pass; the weight is kept at those levels, counted from the smallest k, that are below its number"
     n = sum(s.numel() for s in scores)
-    if ks != sorted(ks) or len(ks) > 255 or (ks and not 0 <= ks[0] <= ks[-1] <= n): raise StudyError(f"levels {ks[:3]}... are impossible (allowed: at most 255, ascending, from 0 to {n})")
+    if ks != sorted(ks) or len(ks) > _LEVELS or (ks and not 0 <= ks[0] <= ks[-1] <= n): raise StudyError(f"levels {ks[:3]}... are impossible (allowed: at most {_LEVELS}, ascending, from 0 to {n})")
     inner = [k for k in ks if 0 < k < n]
-    found = {0: (-np.inf, -np.inf, 0), n: (np.inf, np.inf, 0)} | dict(zip(inner, _brackets(scores, inner, n, absolute) if inner else []))
-    brackets = [found[k][:2] if found[k][2] <= _ASIDE or n <= _SAMPLE else (_exact_value(scores, k, absolute),)*2 for k in ks]
-    while True:
-        parts = _in_threads(lambda s: _classify(s, absolute, brackets), scores)
-        above, equal = (sum((p[j] for p in parts), np.zeros(len(ks), np.int64)) for j in (1, 2))
-        values, first, last = (np.concatenate([p[j] for p in parts] or [np.empty(0)]) for j in (3, 5, 6))
-        held = _in_threads(lambda i: np.flatnonzero((first <= i) & (last > i)) if brackets[i][0] != brackets[i][1] else np.empty(0, np.intp), range(len(ks)))   # of the set aside, those inside each bracket
-        missed = [i for i, k in enumerate(ks) if 0 < k < n and not above[i] <= n - k <= above[i] + (equal[i] or len(held[i]))]
+    found = dict(zip(inner, _brackets(scores, inner, n, absolute))) if inner else {}
+    exactly = lambda k: (_exact_value(scores, k, absolute),)
+    levels = [_ALL if k == 0 else _NONE if k == n else found[k][:2] if found[k][2] <= _ASIDE or n <= _SAMPLE else exactly(k) for k in ks]
+    while scores:
+        brackets, values = ({i: l for i, l in enumerate(levels) if len(l) == size} for size in (2, 1))
+        tables = _table(brackets.values())
+        parts = _in_threads(lambda s: _classify(s, absolute, brackets.values(), *tables, [v for v, in values.values()]), scores)
+        above = dict(zip(brackets, sum(p.above for p in parts))) | dict(zip(values, sum(p.over for p in parts)))
+        inside = dict(zip(brackets, map(np.concatenate, zip(*(p.inside for p in parts)))))
+        missed = [i for i, c in inside.items() if 0 < ks[i] < n and not (len(c) and 0 <= n - ks[i] - above[i] <= len(c))]
         if not missed: break
-        for i in missed: brackets[i] = (_exact_value(scores, ks[i], absolute),)*2
-    settled, kept_of = zip(*_in_threads(lambda i: _settle(n, ks[i], brackets[i], above[i], equal[i], values[held[i]], held[i]), range(len(ks)))) if ks else ((), ())
-    keep = first.astype(np.uint8)   # the levels whose brackets lie below keep it
-    for at in kept_of: keep[at] += 1
-    start = 0
-    for kept, _, _, v, places, *_ in parts:
-        kept.numpy().reshape(-1)[places] = keep[start:start + len(v)]
-        start += len(v)
-    for (lo, hi), (t, pruned, equals) in zip(brackets, settled):
-        if lo == hi and pruned < equals: _keep_ties(parts, scores, absolute, t, pruned)
-    return [p[0] for p in parts], [t for t, _, _ in settled], [equals if 0 < pruned < equals else 0 for _, pruned, equals in settled]
+        for i in missed: levels[i] = exactly(ks[i])
+    else: return [], [-np.inf]*len(ks), [0]*len(ks)
+    equal = dict(zip(values, sum(p.equal for p in parts)))
+    ends = _in_threads(lambda i: (levels[i][0], int(equal[i] - (n - ks[i] - above[i])), int(equal[i])) if i in values else _settle(n, ks[i], above[i], inside[i]), range(len(ks)))
+    _in_threads(lambda p: p.keep([t for t, *_ in ends]), parts)
+    for i, (t, pruned, equals) in enumerate(ends):
+        if pruned < equals:
+            for p, s in zip(parts, scores): pruned = p.keep_ties([(p.places, p.scores)] if i in brackets else ((np.arange(at, at + len(v)), v) for at, v in _blocks(s, absolute)), t, pruned)
+    return [p.kept for p in parts], [t for t, *_ in ends], [equals if 0 < pruned < equals else 0 for _, pruned, equals in ends]
 
 def _in_threads(function, items):
     with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool: return list(pool.map(function, items))
 
-def _settle(n, k, bracket, above, equal, values, places):
-    "Of one level: what `_threshold` says, and the places it keeps among those inside its bracket"
-    t, pruned, equals = _threshold(n, k, bracket, above, equal, values)
-    if bracket[0] == bracket[1]: return (t, pruned, equals), places
-    kept = values > t
-    if pruned < equals: kept[np.flatnonzero(values == t)[pruned:]] = True
-    return (t, pruned, equals), places[kept]
-
-def _threshold(n, k, bracket, above, equal, c):
-    "Of one level: (threshold; of the scores equal to it, how many are pruned; how many there are)"
+def _settle(n, k, above, c):
+    "Of one level, from the scores inside its bracket: (threshold; of the scores equal to it, how many are pruned; how many there are)"
     if k in (0, n): return (-np.inf if k == 0 else np.inf), 0, 0
-    spare = n - k - int(above)                    # to be kept of those not above the bracket
-    if bracket[0] == bracket[1]: return bracket[0], int(equal) - spare, int(equal)
-    prune = len(c) - spare
-    if prune == 0: return np.nextafter(bracket[0], -np.inf, dtype=c.dtype), 0, 0   # all inside the bracket are kept
+    prune = len(c) - (n - k - int(above))
+    if prune == 0: return np.nextafter(c.min(), -np.inf, dtype=c.dtype), 0, 0
     t = np.partition(c, prune - 1)[prune - 1]
     return t, prune - int((c < t).sum()), int((c == t).sum())
 
-def _keep_ties(parts, scores, absolute, t, skip):
-    "One level more for the scores equal to t, but for the first `skip` of them"
-    for (kept, *_), s in zip(parts, scores):
-        for at, v in _blocks(s, absolute):
-            ties = np.flatnonzero(v == t)
-            kept.numpy().reshape(-1)[at + ties[skip:]] += 1
-            skip = max(0, skip - len(ties))
 
 # %% ../nbs/01_pruning.ipynb #29c32eaa
 GRANULARITIES = ('global', 'layer', 'row', 'erk')

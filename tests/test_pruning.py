@@ -247,8 +247,22 @@ def test_sampled_brackets_give_the_same_masks(monkeypatch, kind, aside):
         assert all(torch.equal(m.view(torch.bool), e) for m, e in zip(one, expected))
 
 
+def test_keys_of_odd_numbers():
+    "Negative zeros among scores that are not made absolute, doubles beyond float32, and what is not finite"
+    x = torch.tensor([[0.0, -0.0, 3.0, 1.0], [-0.0, 2.0, 0.0, 5.0]])
+    for k in range(9):
+        assert torch.equal(pruning.nested_smallest([x], [k])[0][0].view(torch.bool), stable_sort_masks([x], k)[0]), k
+    x = torch.tensor([[1e300, -1e-300, 2e300, 1.0], [-5e299, 1e-310, 0.0, 3.5e38]], dtype=torch.float64)
+    for k in range(9):
+        assert torch.equal(pruning.nested_smallest([x], [k], absolute=True)[0][0].view(torch.bool), stable_sort_masks([x.abs()], k)[0]), k
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            with pytest.raises(StudyError, match="NaN or infinite"):
+                pruning.nested_smallest([torch.tensor([[1.0, bad, 2.0]], dtype=dtype)], [1], absolute=True)
+
+
 def test_a_bracket_that_misses_is_noticed(monkeypatch):
-    monkeypatch.setattr(pruning, "_brackets", lambda scores, ks, n, absolute: [(100.0, 101.0, 0.0)] * len(ks))
+    monkeypatch.setattr(pruning, "_brackets", lambda scores, ks, n, absolute: [(60000, 60001, 0.0)] * len(ks))
     x = [torch.randn(50, 40, generator=torch.Generator().manual_seed(2))]
     levels, _, _ = pruning.nested_smallest(x, [700], absolute=True)
     assert torch.equal(levels[0].view(torch.bool), stable_sort_masks([x[0].abs()], 700)[0])
