@@ -157,16 +157,18 @@ def aligned(resampled:list) -> list:
 def between_seeds(units:list,
                   metric:str=''   # from units with this metric where they tell enough, else from all
     ) -> float | None:
-    "Standard deviation of a drop between training seeds beyond what resampled items explain, pooled; None if fewer than 8 degrees of freedom tell it"
+    "Standard deviation of a drop between training seeds beyond what resampled items explain, pooled; None if fewer than 8 effective degrees of freedom tell it"
     found = []   # (metric, excess variance, degrees of freedom)
     for u in units:
         dense, compressed = u.estimates()
+        several = sum((~np.isnan(s)).sum() > 1 for s in compressed)
+        told_before = (1 + (several - 1)/4)*max(1, sum(v.runs == u.runs != () for v in units))   # drops share their dense run (their variances correlate by 1/4), levels of an axis share all
         for a, score in enumerate(compressed):
             there = np.flatnonzero(~np.isnan(score))
             if len(there) < 2: continue
             by_chance = 0.0   # what items that flip on their own would give
             if u.metric in ('accuracy', 'exact_match'): by_chance = (u.dense[there, :, 0] - u.compressed[a, there, :, 0]).var(0, ddof=1).mean()/len(u.ids)
-            found.append((u.metric, (dense - score)[there].var(ddof=1) - by_chance, len(there) - 1))
+            found.append((u.metric, (dense - score)[there].var(ddof=1) - by_chance, (len(there) - 1)/told_before))
     freedom = lambda rows: sum(df for *_, df in rows)
     if freedom(found) < 8: return None
     own = [row for row in found if row[0] == metric]

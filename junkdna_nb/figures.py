@@ -48,6 +48,14 @@ def _about(resampled):
     what, plural = ('draw', 'draws of demonstrations') if drawn else ('training seed', 'training seeds')
     return f"n = {span(items)} items" + (f", {span(seeds)} {plural if seeds[-1] > 1 else what}" if trained else '') + f"; bars: 95 % intervals over items{f' and {plural}' if known else ''}"
 
+def _bounded(ax, low, high) -> str:
+    "Bars of a task that is hardly above chance run out of every panel: cut them, and say so"
+    before = ax.get_ylim()
+    ax.set_ylim(max(before[0], low), min(before[1], high))
+    return '; longer bars are cut' if ax.get_ylim() != before else ''
+
+_DROPS, _PERCENT = (-0.55, 1.55), (-30, 150)
+
 def curves(groups:list,        # of (panel title, list of (label, Resampled))
            xlabel:str='sparsity',
            value:str='normalised',   # 'normalised' drop or 'relative' performance
@@ -64,29 +72,29 @@ def curves(groups:list,        # of (panel title, list of (label, Resampled))
         ax.set(title=title, xlabel=xlabel)
         ax.tick_params(labelbottom=True)
         ax.legend(fontsize=7)
-    if value == 'normalised':   # the intervals of a task that is hardly above chance run out of the panel
-        low, high = axes[0, 0].get_ylim()
-        axes[0, 0].set_ylim(max(low, -0.55), min(high, 1.55))
+    cut = _bounded(axes[0, 0], *(_DROPS if value == 'normalised' else _PERCENT))
     for ax in axes[:, 0]: ax.set_ylabel('drop (0 dense, 1 chance)' if value == 'normalised' else '% of the dense score')
     for ax in list(axes.flat)[len(groups):]: ax.set_visible(False)
-    fig.supxlabel(_about([r for _, units in groups for _, r in units]), fontsize=7, color='0.3')
+    fig.supxlabel(_about([r for _, units in groups for _, r in units]) + cut, fontsize=7, color='0.3')
     return fig
 
 def summary(resampled:list,   # of `Resampled`, aligned
             difficulty,       # of one: samples (B + 1,)
-            xlabel:str, ylabel:str='mean drop (0 dense, 1 chance)'):
+            xlabel:str, ylabel:str='mean drop (0 dense, 1 chance)',
+            lost=lambda r: r.area,   # samples (B + 1,)
+            limits=(-0.55, 1.55)):   # of the drop; longer bars are cut
     "Difficulty against drop, one point per task, with both intervals"
     import matplotlib.pyplot as plt
     style()
     fig, ax = plt.subplots(figsize=(6.4, 4), layout='constrained')
     for i, r in enumerate(resampled):
-        x, y = difficulty(r), r.area
+        x, y = difficulty(r), lost(r)
         bars = {f'{k}err': np.maximum(0, np.array([[v[0] - interval(v)[0]], [interval(v)[1] - v[0]]])) for k, v in (('x', x), ('y', y))}
         ax.errorbar(x[0], y[0], **bars, marker=MARKERS[i % 9], ms=6, lw=0, elinewidth=0.8, capsize=2, color=f'C{i % 10}', label=r.unit.name)
     ax.axhline(0, color='0.6', lw=0.8)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1))
-    if resampled: fig.supxlabel(f"{_about(resampled)}; mean over sparsities 0 to {resampled[0].unit.amounts[-1]:g}", fontsize=7, color='0.3')
+    if resampled: fig.supxlabel(f"{_about(resampled)}; mean over sparsities 0 to {resampled[0].unit.amounts[-1]:g}{_bounded(ax, *limits)}", fontsize=7, color='0.3')
     return fig
 
 def by_bits(groups:list):   # of (task, list of (label, Resampled))
@@ -101,7 +109,7 @@ def by_bits(groups:list):   # of (task, list of (label, Resampled))
         ax.set(title=title, xlabel='effective bits per weight'); ax.invert_xaxis(); ax.legend(fontsize=7)
     for ax in axes[:, 0]: ax.set_ylabel('drop (0 dense, 1 chance)')
     for ax in list(axes.flat)[len(groups):]: ax.set_visible(False)
-    fig.supxlabel(_about([r for _, units in groups for _, r in units]), fontsize=7, color='0.3')
+    fig.supxlabel(_about([r for _, units in groups for _, r in units]) + _bounded(axes[0, 0], *_DROPS), fontsize=7, color='0.3')
     return fig
 
 def verdicts(rows:list):   # of `Verdict` with an estimate
@@ -141,5 +149,5 @@ def overlay(panels:list):   # of (title, list of (label, Resampled, (x, value) o
         ax.set(title=title, xlabel='sparsity'); ax.legend(fontsize=6)
     for ax in axes[:, 0]: ax.set_ylabel('% of the dense score')
     for ax in list(axes.flat)[len(panels):]: ax.set_visible(False)
-    fig.supxlabel(_about([r for _, units in panels for _, r, _ in units]) + '; paper: roberta-large, read off the image', fontsize=7, color='0.3')
+    fig.supxlabel(_about([r for _, units in panels for _, r, _ in units]) + _bounded(axes[0, 0], *_PERCENT) + '; paper: roberta-large, read off the image', fontsize=7, color='0.3')
     return fig

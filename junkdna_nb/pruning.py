@@ -70,7 +70,7 @@ def prune_count(n:int,             # number of weights
     return math.floor(Fraction(str(float(sparsity)))*n + Fraction(1, 2))
 
 # %% ../nbs/01_pruning.ipynb #18fff9cd
-_BLOCK, _SAMPLE, _ASIDE = 1 << 18, 1 << 20, 0.05   # scores per block; scores in the sample; largest share set aside
+_BLOCK, _SAMPLE, _ASIDE = 1 << 18, 1 << 20, 0.05   # scores per block; scores in the sample; largest share that one level sets aside
 _INSIDE, _BAD, _LEVELS = 255, 254, 253             # what the table says of a key inside a bracket, and of one of no finite number; most levels
 _NONE, _ALL = (1 << 17,)*2, (-1, -1)               # brackets above and below every key: nothing kept, everything kept
 
@@ -107,20 +107,21 @@ def _brackets(scores, ks, n, absolute):
 def _strided(x, step, absolute):
     "Every step-th score of a matrix"
     rows, cols = x.shape
+    while math.gcd(step, cols) > 1: step += 1   # or some columns would never be read
     at = torch.arange(0, x.numel(), step)
     v = x[(at//cols).to(x.device), (at % cols).to(x.device)].detach().to('cpu', torch.float64 if x.dtype == torch.float64 else torch.float32).numpy()
     return np.abs(v) if absolute else v
 
 
 # %% ../nbs/01_pruning.ipynb #4e63dbb9
-def _table(brackets):
-    "Of every key: at how many levels it is above the bracket; the same with `_INSIDE` for keys inside one and `_BAD` for those of no finite number; and what is in that table"
+def _table(brackets, absolute):   # in ascending order
+    "Of every key: at how many levels it is above the bracket; the same with `_INSIDE` for keys inside one and `_BAD` for those of no finite number and, unless `absolute`, of a negative one; and what is in that table"
     keys = np.arange(1 << 17) & 0xffff
     above, inside = np.zeros(len(keys), np.uint8), np.zeros(len(keys), bool)
     for lo, hi in brackets:
         above += keys > hi
         inside |= (lo <= keys) & (keys <= hi)
-    table = np.where(keys >= 0xff00, _BAD, np.where(inside, _INSIDE, above)).astype(np.uint8)
+    table = np.where((keys >= 0xff00) | ~absolute & (np.arange(len(keys)) > 1 << 16), _BAD, np.where(inside, _INSIDE, above)).astype(np.uint8)
     return above, torch.from_numpy(table), np.unique(table)
 
 def _tally(block, entries):
@@ -153,6 +154,7 @@ class _Part:
         return skip
 
 def _classify(x, absolute, brackets, above, table, entries, values):
+    "The pass over one matrix; brackets by key, and thresholds by value"
     counts, over, equal, aside = np.zeros(256, np.int64), np.zeros(len(values), np.int64), np.zeros(len(values), np.int64), [(np.empty(0, np.float32), np.empty(0, np.int64))]
     kept, index = torch.empty(x.shape, dtype=torch.uint8), torch.empty(max(1, _BLOCK//max(1, x.shape[1]))*x.shape[1], dtype=torch.int32)
     for at, v in _blocks(x, absolute and values):   # the table does without the sign
@@ -161,16 +163,16 @@ def _classify(x, absolute, brackets, above, table, entries, values):
         torch.index_select(table, 0, keys, out=block)
         block = block.numpy()
         counts += _tally(block, entries)
-        if counts[_BAD]: raise StudyError("a weight is NaN or infinite; masks need finite weights")
+        if counts[_BAD]: raise StudyError("a weight is NaN or infinite; masks need finite weights" if absolute else "a score is negative, NaN or infinite (allowed: finite, 0 or more)")
         here = np.flatnonzero(block == _INSIDE)
         aside.append((v[here], here + at))
         for i, t in enumerate(values):
             flag = v > t
             over[i] += np.count_nonzero(flag); equal[i] += np.count_nonzero(v == t)
-            block += flag
+            block += flag   # those set aside are decided later
     scores, places = (np.concatenate(a) for a in zip(*aside))
     keys = _keys(np.abs(scores, out=scores))
-    counts[:_LEVELS + 1] += np.bincount(above[keys], minlength=_LEVELS + 1)
+    counts[:_LEVELS + 1] += np.bincount(above[keys], minlength=_LEVELS + 1)   # now counts[i]: scores above i brackets, the i lowest
     return _Part(kept, counts[:_LEVELS + 1][::-1].cumsum()[::-1][1:len(brackets) + 1], [scores[np.flatnonzero((lo <= keys) & (keys <= hi))] for lo, hi in brackets], over, equal, scores, places)
 
 def _exact_value(scores, k, absolute):
@@ -198,7 +200,7 @@ def nested_smallest(scores:list,        # of (outputs, inputs) tensors on any de
                     absolute:bool=False,  # the score is |x|
     ) -> tuple:                         # (list of uint8 tensors: number of levels at which a weight is kept, threshold per level: lower scores are pruned, higher ones kept; tied scores at each threshold of which only some were pruned)
     "Masks of several sparsities in one pass; the weight is kept at those levels, counted from the smallest k, that are below its number"
-    n = sum(s.numel() for s in scores)
+    n, ks = sum(s.numel() for s in scores), list(ks)
     if ks != sorted(ks) or len(ks) > _LEVELS or (ks and not 0 <= ks[0] <= ks[-1] <= n): raise StudyError(f"levels {ks[:3]}... are impossible (allowed: at most {_LEVELS}, ascending, from 0 to {n})")
     inner = [k for k in ks if 0 < k < n]
     found = dict(zip(inner, _brackets(scores, inner, n, absolute))) if inner else {}
@@ -206,7 +208,7 @@ def nested_smallest(scores:list,        # of (outputs, inputs) tensors on any de
     levels = [_ALL if k == 0 else _NONE if k == n else found[k][:2] if found[k][2] <= _ASIDE or n <= _SAMPLE else exactly(k) for k in ks]
     while scores:
         brackets, values = ({i: l for i, l in enumerate(levels) if len(l) == size} for size in (2, 1))
-        tables = _table(brackets.values())
+        tables = _table(brackets.values(), absolute)
         parts = _in_threads(lambda s: _classify(s, absolute, brackets.values(), *tables, [v for v, in values.values()]), scores)
         above = dict(zip(brackets, sum(p.above for p in parts))) | dict(zip(values, sum(p.over for p in parts)))
         inside = dict(zip(brackets, map(np.concatenate, zip(*(p.inside for p in parts)))))
@@ -268,7 +270,7 @@ def smallest(scores:list,        # of (outputs, inputs) tensors, floating point,
     counts = erk_counts([s.shape for s in scores], prune_count(sum(sizes), sparsity)) if per == 'erk' else [prune_count(n, sparsity) for n in sizes]
     for group, n, k in zip(groups, sizes, counts):
         levels, (threshold,), (tied,) = nested_smallest(group, [min(n, k + 1) if rule == 'strict' and k else k], absolute)
-        if rule == 'strict' and 0 < k < n: masks += [(s.abs() if absolute else s) > float(threshold) for s in group]
+        if rule == 'strict' and 0 < k < n: masks += [(s.abs() if absolute else s).to(torch.promote_types(s.dtype, torch.float32)) > float(threshold) for s in group]
         else:
             masks += [m.view(torch.bool).to(s.device) for m, s in zip(levels, group)]
             ties += tied

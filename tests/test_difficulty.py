@@ -110,10 +110,13 @@ def test_the_luck_of_training_needs_enough_runs():
     def several(amounts, seeds, sd, metric="accuracy"):
         outcomes = lambda mean: np.stack([(np.arange(n) < n * (mean + rng.normal(0, sd))).astype(float)[:, None] for _ in range(seeds)])
         return Unit("a", metric, 0.5, tuple(range(n)), tuple(range(seeds)), tuple(np.arange(1, amounts + 1) / 10), outcomes(0.8), np.stack([outcomes(0.6) for _ in range(amounts)]))
-    assert between_seeds([several(3, 1, 0.02)]) is None and between_seeds([several(3, 3, 0.02)]) is None      # 0 and 6 degrees of freedom
+    assert between_seeds([several(3, 1, 0.02)]) is None and between_seeds([several(3, 3, 0.02)]) is None      # 0 and 4 degrees of freedom
+    assert between_seeds([several(4, 3, 0.02)] * 2) is not None                                                # 9.1
+    levels = [replace(several(4, 3, 0.02), runs=(("a",),)) for _ in range(4)]                                   # levels of one axis: the same runs
+    assert between_seeds(levels) is None and between_seeds([*levels, several(4, 3, 0.02)]) is not None
     found = [between_seeds([several(5, 3, 0.02), several(5, 3, 0.02)]) for _ in range(40)]
     assert np.isclose(np.mean(np.square(found)), 2 * 0.02**2, rtol=0.35)                                       # of two runs
-    assert 0 < between_seeds([several(5, 3, 0.0)]) < 1e-2                                                      # known, and small
+    assert 0 < between_seeds([several(5, 3, 0.0)] * 2) < 1e-2                                                      # known, and small
 
 
 def test_statistics_against_libraries_and_hand():
@@ -169,7 +172,7 @@ STRANGE = {
 def test_strange_input_gives_a_defined_answer(case):
     verdicts = judge(Given(STRANGE[case], STRANGE[case]))
     shown = markdown(table(verdicts))
-    assert not re.search(r"\b(nan|inf|none)\b", shown.lower()) and len(verdicts) == 24
+    assert not re.search(r"\b(nan|inf|none)\b", shown.lower()) and len(verdicts) == 26
     for v in verdicts:
         assert v.verdict in ("supported", "contradicted", "inconclusive") if v.estimate is not None else (v.verdict == "not run" and "needs" in v.n and v.command.startswith("junkdna sweep")), v
         assert v.estimate is None or (v.low <= v.high and 0 <= v.p <= 1 and np.isfinite([v.estimate, v.low, v.high, v.se]).all()), v

@@ -259,6 +259,8 @@ def test_keys_of_odd_numbers():
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             with pytest.raises(StudyError, match="NaN or infinite"):
                 pruning.nested_smallest([torch.tensor([[1.0, bad, 2.0]], dtype=dtype)], [1], absolute=True)
+    with pytest.raises(StudyError, match="a score is negative"):
+        pruning.nested_smallest([torch.tensor([[1.0, -0.5, 2.0]])], [1])
 
 
 def test_a_bracket_that_misses_is_noticed(monkeypatch):

@@ -1,13 +1,18 @@
 "The committed records: intact, certified, and what the README says follows from them."
 import re
 from collections import Counter
+from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
+import yaml
 from conftest import ROOT, command
+from matplotlib.testing.compare import compare_images
 
-from junkdna_nb.claims import Study, judge, markdown, table
+from junkdna_nb.claims import Study, judge
 from junkdna_nb.core import load_items, load_record, load_runs
-from junkdna_nb.experiments import get_experiment
+from junkdna_nb.experiments import EXPERIMENTS, closing_lines, get_experiment
 
 
 @pytest.fixture
@@ -76,12 +81,80 @@ def alike(a, b):
     return re.sub(number, "#", a) == re.sub(number, "#", b) and all(abs(float(x) - float(y)) <= 0.003 + 0.05 * abs(float(x)) for x, y in zip(re.findall(number, a), re.findall(number, b)))
 
 
-def test_the_table_of_claims_follows_from_the_records(records):
+@pytest.fixture(scope="module")
+def rendered(committed, tmp_path_factory):
+    "07 to 09 executed on the committed records: (notebooks, folder of the figures)"
+    folder, notebooks = tmp_path_factory.mktemp("rendered"), {}
+    with pytest.MonkeyPatch.context() as m:
+        for name, value in dict(JUNKDNA_RUNS=committed, TMPDIR=folder, IN_TEST=1).items():   # as a test they leave their figures in the temporary folder
+            m.setenv(name, str(value))
+        for name in ("07_true_gem", "08_quantization", "09_difficulty"):
+            notebooks[name] = papermill.execute_notebook(ROOT / "nbs" / f"{name}.ipynb", folder / f"{name}.ipynb", cwd=ROOT / "nbs", kernel_name="python3", progress_bar=False)
+    return notebooks, folder
+
+
+def words(notebook):
+    "Tables and printed lines that a notebook shows"
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    return "\n".join(o.text if o.output_type == "stream" else o.data.get("text/markdown", "") for o in outputs if o.output_type in ("stream", "display_data", "execute_result")).splitlines()
+
+
+def test_what_the_analysis_notebooks_show_follows_from_the_records(rendered):
+    for name, made in rendered[0].items():
+        shown, now = words(nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)), words(made)
+        assert len(shown) == len(now) >= 10, name
+        for a, b in zip(shown, now):
+            assert alike(" ".join(a.split()).replace("-|", "|"), " ".join(b.split()).replace("-|", "|")) or set(a) <= set("|-: "), f"{name} shows {a}, the records say {b}: run make verdict"
+
+
+def test_the_table_of_claims_in_the_readme_follows_from_the_records(rendered):
     shown = cells(re.search(r"<!-- verdicts begin -->(.*?)<!-- verdicts end -->", (ROOT / "README.md").read_text(), re.S)[1])
-    made = cells(markdown(table(judge(Study()))))
-    assert len(shown) == len(made)
+    made = cells("\n".join(words(rendered[0]["09_difficulty"])))[:len(shown)]
+    assert len(shown) >= 24
     for a, b in zip(shown, made):
         assert len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b)), f"README.md says {a}, the records say {b}: run make verdict"
+
+
+def test_the_figures_follow_from_the_records(rendered):
+    made = {f.name: f for f in rendered[1].glob("*/*.png")}
+    assert set(made) == {f.name for f in (ROOT / "figures").glob("*.png")} and {f"{Path(n).stem}.svg" for n in made} == {f.name for f in (ROOT / "figures").glob("*.svg")}
+    for name, file in made.items():
+        assert compare_images(str(ROOT / "figures" / name), str(file), tol=3) is None, f"figures/{name} shows something else than the records: run make verdict"
+
+
+def test_what_is_said_of_the_claims_is_what_was_found(rendered):
+    "Every claim has its paragraph in 09, and the paragraph its verdict"
+    notebook = nbformat.read(ROOT / "nbs" / "09_difficulty.ipynb", 4)
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    said = {claim.strip(): verdict for claims, verdict in re.findall(r"^- \*\*(.+?) - (supported|contradicted|inconclusive|not run)\.\*\*", text, re.M) for claim in claims.split(";")}
+    table = cells("\n".join(words(rendered[0]["09_difficulty"])))
+    found = {row[0]: re.match(r"supported|contradicted|inconclusive|not run", row[5])[0] for row in table[1:] if re.match(r"C\d ", row[0])}
+    assert said == found
+
+
+def test_the_example_in_the_readme_is_a_committed_record(records):
+    text = (ROOT / "README.md").read_text()
+    name = re.search(r"^files:  papermill_runs/02_glue/(\S+)\.ipynb", text, re.M)[1]
+    record = next(r for r in records if r["name"] == name)
+    assert "\n".join(closing_lines(record)) in text and committed_notebook(record).is_file()
+
+
+def committed_notebook(record): return ROOT / "papermill_runs" / record["experiment"] / f"{record['name']}.ipynb"
+
+
+def test_every_experiment_has_an_executed_notebook():
+    for name in EXPERIMENTS:
+        found = [n for n in (ROOT / "papermill_runs" / name).glob("*.ipynb") if ".failed." not in n.name and not n.name.startswith(".")]
+        assert found and all(not c.get("outputs") or all(o.output_type != "error" for o in c.outputs) for n in found for c in nbformat.read(n, 4).cells), name
+
+
+def test_what_is_missing_can_be_run(runs):
+    "The commands that a table without records names are blocks of the study"
+    verdicts = judge(Study())
+    blocks = {b for v in verdicts for b in re.search(r"study\.yaml --block (\S+)", v.command)[1].split(",")}
+    assert len(blocks) >= 8 and blocks <= set(yaml.safe_load((ROOT / "nbs" / "configs" / "study.yaml").read_text())["blocks"])
+    named = {b for m in re.findall(r"--block ([\w,]+)", (ROOT / "README.md").read_text()) for b in m.split(",")}
+    assert blocks <= named | {"seeds_modes"} and named <= set(yaml.safe_load((ROOT / "nbs" / "configs" / "study.yaml").read_text())["blocks"])
 
 
 def test_rerun_tells_whether_a_record_comes_out_again(runs):
