@@ -287,13 +287,14 @@ def draw_levels(record:dict,   # of 03-06
     "Score and relative performance over the levels, from records; a matplotlib figure"
     import matplotlib.pyplot as plt, seaborn as sns
     sns.set_theme(style='ticks', context='paper', palette='colorblind')
-    rows, levels = siblings(record), [l['level'] for l in record['levels']]
+    rows, levels, c = siblings(record), [l['level'] for l in record['levels']], record['config']
+    if rows['how'].nunique() > 8: rows = rows[(rows['method'] == 'none') | (rows['method'] == c['method']) & (rows['pattern'] == c['pattern'])]   # of a whole study: this run's curve
     place = {level: i for i, level in enumerate(levels)}
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
     runs = sorted(rows.groupby('how', sort=True), key=lambda g: g[0] != 'dense')
     for i, (how, part) in enumerate(runs):
         part = part[part['level'].isin(levels)].sort_values('level', key=lambda c: c.map(place))
-        x, style = part['level'].map(place) + 0.06*(i - (len(runs) - 1)/2), dict(marker='osD^vP*Xh'[i % 9], ms=5, lw=1.2, capsize=2, color='0.2' if how == 'dense' else f'C{i - (runs[0][0] == "dense")}', label=how)
+        x, style = part['level'].map(place) + min(0.06, 0.4/len(runs))*(i - (len(runs) - 1)/2), dict(marker='osD^vP*Xh'[i % 9], ms=5, lw=1.2, capsize=2, color='0.2' if how == 'dense' else f'C{i - (runs[0][0] == "dense")}', label=how)
         left.errorbar(x, part['value'], part['se'], **style)
         if how != 'dense' and 'relative_performance' in part: right.errorbar(x, part['relative_performance'], part['relative_se'], **style)
     chance = [l['chance'] for l in record['levels']]

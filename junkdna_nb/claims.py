@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MARGIN', 'LEVEL', 'AXES', 'Study', 'Verdict', 'positive', 'small', 'decide', 'human_gap', 'hardness', 'across_tasks',
            'along_axis', 'within_tasks', 'separation', 'at_equal_bits', 'quantization', 'other_criteria', 'judge',
-           'table', 'markdown', 'said', 'difficulty_table', 'modes_table', 'drops_table', 'monotone_table',
+           'table', 'markdown', 'mapped', 'said', 'difficulty_table', 'modes_table', 'drops_table', 'monotone_table',
            'flips_table', 'agreement']
 
 # %% ../nbs/01da_claims.ipynb #5b765860
-import json
+import json, re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
@@ -408,6 +408,16 @@ def table(verdicts:list):   # DataFrame
 def markdown(frame) -> str:
     "A table to show, empty where a value is missing"
     return frame.round(3).astype(object).where(frame.notna(), '').to_markdown(index=False)
+
+def mapped(text:str,        # with lines of a table that begin with '| C1 steeper; C5 gap: '
+           verdicts:list) -> str:
+    "Fill the last column: the verdicts on the claims that a line names, and their scale"
+    by_name = {v.claim: v for v in verdicts}
+    def filled(m):
+        found = [by_name[name] for name in m[2].split('; ')]
+        scales = dict.fromkeys(v.scale for v in found if v.scale)
+        return f"{m[1]} {', '.join(f'{v.claim[3:]} **{v.verdict}**' for v in found)}{' (' if scales else ''}{'; '.join(scales)}{')' if scales else ''} |"
+    return re.sub(r'^(\| (C\d [^|]+?): .*\|)[^|]*\|$', filled, text, flags=re.M)
 
 def said(study:Study, verdicts:list) -> str:
     "What was used and what is missing, as lines"

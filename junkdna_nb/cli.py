@@ -257,9 +257,9 @@ _BEGIN, _END = '<!-- verdicts begin -->', '<!-- verdicts end -->'
 def verdict(model:str='',        # records of this model only
             seeds:str='',        # these seeds only, e.g. '41 42'
             scale:str='',        # only records whose scale has these words, e.g. '2 epochs'
-            write:bool=False):   # put the table into nbs/index.ipynb as well
+            write:bool=False):   # put the table, and the verdicts of the map, into nbs/index.ipynb as well
     "Judge every claim from the records there are, and print the table."
-    from junkdna_nb.claims import Study, judge, markdown, said, table
+    from junkdna_nb.claims import Study, judge, mapped, markdown, said, table
     study = Study(model, [int(s) for s in seeds.split()], scale)
     rows = judge(study)
     text = markdown(table(rows))
@@ -269,7 +269,7 @@ def verdict(model:str='',        # records of this model only
     path = project_root()/'nbs'/'index.ipynb'
     nb = nbformat.read(path, 4)
     for cell in nb.cells:
-        if _BEGIN in cell.source: cell.source = re.sub(f'{_BEGIN}.*{_END}', lambda _: f'{_BEGIN}\n{text}\n{_END}', cell.source, flags=re.S)
+        if _BEGIN in cell.source: cell.source = mapped(re.sub(f'{_BEGIN}.*{_END}', lambda _: f'{_BEGIN}\n{text}\n{_END}', cell.source, flags=re.S), rows)
     nbformat.write(nb, path)
 
 # %% ../nbs/01eb_cli.ipynb #ad53e7c8

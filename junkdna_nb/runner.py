@@ -46,9 +46,12 @@ def record_failure(config:Config,
     return True
 
 def _finish(tmp, target):
-    "Make bars small and give the notebook its name"
+    "Make bars small, paths relative, and give the notebook its name"
     import papermill
-    papermill.iorw.write_ipynb(small_outputs(papermill.iorw.load_notebook_node(str(tmp))), str(tmp))
+    nb = small_outputs(papermill.iorw.load_notebook_node(str(tmp)))
+    about = nb.metadata.get('papermill') or {}
+    for key in {'input_path', 'output_path'} & set(about): about[key] = f'nbs/{Path(about[key]).name}' if key == 'input_path' else target.name   # no path of this machine
+    papermill.iorw.write_ipynb(nb, str(tmp))
     os.replace(tmp, target)
 
 def _plain(lines): return [l for text in lines for l in re.sub(r'\x1b\[[0-9;]*m', '', text).splitlines()]

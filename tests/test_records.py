@@ -130,6 +130,8 @@ def test_what_is_said_of_the_claims_is_what_was_found(rendered):
     table = cells("\n".join(words(rendered[0]["09_difficulty"])))
     found = {row[0]: re.match(r"supported|contradicted|inconclusive|not run", row[5])[0] for row in table[1:] if re.match(r"C\d ", row[0])}
     assert said == found
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"{claim[3:]} **{verdict}**" in readme for claim, verdict in found.items()), "the map in the README: run make verdict"
 
 
 def test_the_example_in_the_readme_is_a_committed_record(records):
@@ -145,7 +147,11 @@ def committed_notebook(record): return ROOT / "papermill_runs" / record["experim
 def test_every_experiment_has_an_executed_notebook():
     for name in EXPERIMENTS:
         found = [n for n in (ROOT / "papermill_runs" / name).glob("*.ipynb") if ".failed." not in n.name and not n.name.startswith(".")]
-        assert found and all(not c.get("outputs") or all(o.output_type != "error" for o in c.outputs) for n in found for c in nbformat.read(n, 4).cells), name
+        assert found, name
+        for path in found:
+            outputs = [o for c in nbformat.read(path, 4).cells for o in c.get("outputs", ())]
+            assert any("image/png" in o.get("data", {}) for o in outputs) and not any(o.output_type == "error" or "Warning" in o.get("text", "") for o in outputs), path
+            assert not re.search(r"[\" ](?:/[a-z]+){2,}", path.read_text()) and path.stat().st_size < 200_000, f"{path} names a path of a machine"
 
 
 def test_what_is_missing_can_be_run(runs):
