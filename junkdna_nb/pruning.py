@@ -121,7 +121,7 @@ def _table(brackets, absolute):   # in ascending order
     for lo, hi in brackets:
         above += keys > hi
         inside |= (lo <= keys) & (keys <= hi)
-    table = np.where((keys >= 0xff00) | ~absolute & (np.arange(len(keys)) > 1 << 16), _BAD, np.where(inside, _INSIDE, above)).astype(np.uint8)
+    table = np.where((keys >= 0xff00) | (np.arange(len(keys)) > 1 << 16) & (not absolute), _BAD, np.where(inside, _INSIDE, above)).astype(np.uint8)
     return above, torch.from_numpy(table), np.unique(table)
 
 def _tally(block, entries):
