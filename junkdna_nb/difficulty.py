@@ -32,14 +32,14 @@ def moments(metric:str,   # accuracy, exact_match, f1, matthews or pearson
 def score_of(metric:str,
              sums,        # (..., F) of `moments`
              n:int):      # number of items summed
-    "The score from sums over n items; a correlation with a constant is 0"
+    "The score from sums over n items; a correlation with a constant is 0, and what is missing (NaN) stays missing"
     if metric in ('accuracy', 'exact_match'): return sums[..., 0]/n
     if metric == 'f1':
         y, p, yp = np.moveaxis(sums, -1, 0)
-        return np.divide(2*yp, y + p, out=np.zeros_like(yp), where=y + p > 0)
+        return np.divide(2*yp, y + p, out=np.zeros_like(yp), where=~(y + p <= 0))
     y, p, yy, pp, yp = np.moveaxis(sums, -1, 0)
     spread = (n*yy - y*y)*(n*pp - p*p)
-    return np.divide(n*yp - y*p, np.sqrt(np.maximum(spread, 0)), out=np.zeros_like(yp), where=spread > 1e-9*n)
+    return np.divide(n*yp - y*p, np.sqrt(np.maximum(spread, 0)), out=np.zeros_like(yp), where=~(spread <= 1e-9*n))
 
 # %% ../nbs/01d_difficulty.ipynb #d518c130
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['MARKERS', 'DASHES', 'style', 'save', 'curves', 'summary', 'by_bits', 'verdicts', 'paper_points', 'overlay']
 
 # %% ../nbs/01db_figures.ipynb #d1854c75
-import csv, io, tempfile
+import csv, io, tempfile, textwrap
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,8 @@ def _about(resampled):
     what, plural = ('draw', 'draws of demonstrations') if drawn else ('training seed', 'training seeds')
     return f"n = {span(items)} items" + (f", {span(seeds)} {plural if seeds[-1] > 1 else what}" if trained else '') + f"; bars: 95 % intervals over items{f' and {plural}' if known else ''}"
 
+def _caption(fig, text): fig.supxlabel(textwrap.fill(text, int(17*fig.get_figwidth())), fontsize=7, color='0.3')
+
 def _bounded(ax, low, high) -> str:
     "Bars of a task that is hardly above chance run out of every panel: cut them, and say so"
     before = ax.get_ylim()
@@ -75,7 +77,7 @@ def curves(groups:list,        # of (panel title, list of (label, Resampled))
     cut = _bounded(axes[0, 0], *(_DROPS if value == 'normalised' else _PERCENT))
     for ax in axes[:, 0]: ax.set_ylabel('drop (0 dense, 1 chance)' if value == 'normalised' else '% of the dense score')
     for ax in list(axes.flat)[len(groups):]: ax.set_visible(False)
-    fig.supxlabel(_about([r for _, units in groups for _, r in units]) + cut, fontsize=7, color='0.3')
+    _caption(fig, _about([r for _, units in groups for _, r in units]) + cut)
     return fig
 
 def summary(resampled:list,   # of `Resampled`, aligned
@@ -94,7 +96,7 @@ def summary(resampled:list,   # of `Resampled`, aligned
     ax.axhline(0, color='0.6', lw=0.8)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1))
-    if resampled: fig.supxlabel(f"{_about(resampled)}; mean over sparsities 0 to {resampled[0].unit.amounts[-1]:g}{_bounded(ax, *limits)}", fontsize=7, color='0.3')
+    if resampled: _caption(fig, f"{_about(resampled)}; mean over sparsities 0 to {resampled[0].unit.amounts[-1]:g}{_bounded(ax, *limits)}")
     return fig
 
 def by_bits(groups:list):   # of (task, list of (label, Resampled))
@@ -109,7 +111,7 @@ def by_bits(groups:list):   # of (task, list of (label, Resampled))
         ax.set(title=title, xlabel='effective bits per weight'); ax.invert_xaxis(); ax.legend(fontsize=7)
     for ax in axes[:, 0]: ax.set_ylabel('drop (0 dense, 1 chance)')
     for ax in list(axes.flat)[len(groups):]: ax.set_visible(False)
-    fig.supxlabel(_about([r for _, units in groups for _, r in units]) + _bounded(axes[0, 0], *_DROPS), fontsize=7, color='0.3')
+    _caption(fig, _about([r for _, units in groups for _, r in units]) + _bounded(axes[0, 0], *_DROPS))
     return fig
 
 def verdicts(rows:list):   # of `Verdict` with an estimate
@@ -149,5 +151,5 @@ def overlay(panels:list):   # of (title, list of (label, Resampled, (x, value) o
         ax.set(title=title, xlabel='sparsity'); ax.legend(fontsize=6)
     for ax in axes[:, 0]: ax.set_ylabel('% of the dense score')
     for ax in list(axes.flat)[len(panels):]: ax.set_visible(False)
-    fig.supxlabel(_about([r for _, units in panels for _, r, _ in units]) + _bounded(axes[0, 0], *_PERCENT) + '; paper: roberta-large, read off the image', fontsize=7, color='0.3')
+    _caption(fig, _about([r for _, units in panels for _, r, _ in units]) + _bounded(axes[0, 0], *_PERCENT) + '; paper: roberta-large, read off the image')
     return fig

@@ -119,6 +119,20 @@ def test_the_luck_of_training_needs_enough_runs():
     assert 0 < between_seeds([several(5, 3, 0.0)] * 2) < 1e-2                                                      # known, and small
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "pearson", "matthews"])
+def test_a_seed_that_was_not_run_is_no_score_of_zero(metric):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 300)
+    answers = lambda: np.where(rng.random(300) < 0.8, label, 1 - label)
+    terms = lambda a: moments(metric, label, label == a if metric == "accuracy" else a)
+    dense, there = np.stack([terms(answers()) for _ in range(3)]), np.stack([terms(answers()) for _ in range(3)])
+    once = np.concatenate([terms(answers())[None], np.full_like(there[1:], np.nan)])
+    whole = Unit("a", metric, 0.5, tuple(range(300)), (1, 2, 3), (0.4,), dense, there[None])
+    part = replace(whole, amounts=(0.4, 0.6), compressed=np.stack([there, once]))
+    assert np.isnan(part.estimates()[1]).tolist() == [[False] * 3, [False, True, True]]
+    assert np.isclose(between_seeds([part] * 6), between_seeds([whole] * 6))
+
+
 def test_statistics_against_libraries_and_hand():
     x = np.random.default_rng(0).normal(size=(6, 4))
     t = taus(x[:, :1], x[:, 1:2])
