@@ -233,7 +233,7 @@ def unheld(remove:bool=False) -> list:
     "Lock files left by processes that are gone; removed, if asked, while they are held"
     import fcntl
     found = []
-    for path in sorted((runs_dir()/'.locks').glob('*')):
+    for path in sorted((runs_dir()/'.locks').glob('[!.]*')):   # .tmp-...: somebody's trial whether the folder can be written
         with contextlib.suppress(OSError), open(path) as f:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found.append(path)

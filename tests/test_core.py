@@ -169,3 +169,14 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(runs):
     both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [(p.communicate()[1], p.returncode) for p in both] == [("", 0)] * 2
     assert [p.name for p in runs.iterdir()] == ["x"]
+
+
+def test_abandoned_locks_are_told_from_trials_of_the_folder(runs):
+    "Two sweeps that start at once: one clears locks nobody holds while the other tries whether it can write there"
+    folder = runs / ".locks"
+    folder.mkdir(parents=True)
+    (folder / "abandoned").touch()
+    (folder / ".tmp-probe-1").touch()
+    with hold(folder / "held"):
+        assert [p.name for p in unheld(remove=True)] == ["abandoned"]
+        assert sorted(p.name for p in folder.iterdir()) == [".tmp-probe-1", "held"]
