@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from junkdna_nb.core import (StudyError, find_record, load_items, load_record, load_runs, project_root, run_recorded, runs_dir, save_record,
+from junkdna_nb.core import (StudyError, find_record, hold, load_items, load_record, load_runs, project_root, run_recorded, runs_dir, save_record, unheld,
                              write_atomic)
 from junkdna_nb.experiments import GlueConfig
 
