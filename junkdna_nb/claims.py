@@ -149,16 +149,15 @@ class Study:
         return [(task, [replace(u, seed_sd=between_seeds(every, u.metric) if lucky else 0.0) for u in units]) for task, units in out.items()]
 
     def shares(self, method='magnitude', pattern='unstructured') -> list:
-        "For each fine-tuning task, its units by share of the training data, largest first"
-        out = defaultdict(dict)
-        settled = {}
+        "For each fine-tuning task, its units by share of the training data, largest first: the settings with most levels above chance"
+        out, settled = defaultdict(dict), {}   # by task and settings; by task
         for c, records in self.groups('02_glue', recipe='default', inputs='text', dynamics=False):
             if not (u := self.task_unit(records, 'sparse', method, pattern)): continue
             rest = json.dumps({k: v for k, v in c.items() if k != 'data_share'}, sort_keys=True)
             out[c['task'], rest].setdefault(c['data_share'], replace(u, name=f"{c['data_share']:.0%}"))
-        for (task, rest), units in sorted(out.items(), key=lambda g: -len(g[1])):
-            if len(units) > 1: settled.setdefault(task, self.spread([units[s] for s in sorted(units, reverse=True)]))
-        return list(settled.items())
+        for (task, _), units in out.items():
+            if len(units) > 1 and (told := len(usable([*units.values()]))) > settled.get(task, (0,))[0]: settled[task] = told, units
+        return [(task, self.spread([units[s] for s in sorted(units, reverse=True)])) for task, (_, units) in settled.items()]
 
 # %% ../nbs/01da_claims.ipynb #507f5ec1
 MARGIN = 0.05   # chance-normalised drop that counts as no effect
