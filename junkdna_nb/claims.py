@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import norm
 
 from .core import StudyError, load_items, load_record, load_runs
-from .difficulty import Unit, aligned, between_seeds, bootstrap_p, breaking_points, cartography, contrast, detectable, equivalence, flips, holm, interval, isotonic_p, moments, page, resample, reversal, taus, usable, v_information
+from .difficulty import Unit, aligned, between_seeds, bootstrap_p, breaking_points, cartography, contrast, detectable, equivalence, flips, holm, interval, isotonic_p, moments, page, pooled, resample, reversal, taus, usable, v_information
 
 # %% ../nbs/01da_claims.ipynb #f3cf7c13
 _AMOUNT = {'mode', 'method', 'pattern', 'sparsity', 'n_kept', 'bits'}
@@ -240,7 +240,7 @@ def _trend(claim, question, resampled, command) -> Verdict:
     shape = (len(resampled), len(resampled[0].unit.amounts) if resampled else 0)
     if shape[0] < 2 or shape[1] < 3 or page([range(shape[1])]*shape[0])[0] >= LEVEL/26: return Verdict(claim, question, n='needs 3 tasks above chance with 4 amounts in common, or 4 tasks with 3', command=command)   # or no order of the ranks could pass the correction over all claims
     p, direction = page([r.normalised[0] for r in resampled])
-    rise = np.mean([contrast(r.normalised.T) for r in resampled], 0)
+    rise = pooled([contrast(r.normalised.T) for r in resampled])
     return positive(claim, question, f"normalised drop, higher minus lower half of {shape[1]} amounts; p by Page's test", rise, [r.unit for r in resampled], p if (rise[0] > 0) == (direction > 0) else 1.0, _tasks(resampled))
 
 def human_gap(r) -> float | None:
@@ -280,7 +280,7 @@ def across_tasks(study:Study) -> list:
     sparse = aligned(usable(study.tasks('sparse')))
     out = [_trend('C1 monotonic', 'does the drop grow with sparsity?', sparse, run)]
     def tested(claim, question, found, needs, make, command=run): out.append(make(found) if found else Verdict(claim, question, n=f'needs {needs}', command=command))
-    def mean(claim, question, statistic): return lambda found: positive(claim, question, f'{statistic}, {_at(found[0].unit)}', np.mean([r.normalised.mean(1) for r in found], 0), [r.unit for r in found], n=_tasks(found))
+    def mean(claim, question, statistic): return lambda found: positive(claim, question, f'{statistic}, {_at(found[0].unit)}', pooled([r.normalised.mean(1) for r in found]), [r.unit for r in found], n=_tasks(found))
     def ordered(claim, question, statistic, difficulty, found, needs):
         if len(found) < 5: return out.append(Verdict(claim, question, n=f'needs {needs}', command=run))
         units = [r.unit for r in found]
@@ -295,10 +295,10 @@ def across_tasks(study:Study) -> list:
     tested('C2 longer', question, aligned(usable(study.spread([u for _, u in study.longer('sparse_to_dense')]))), 'a task with 6 epochs or more', mean('C2 longer', question, 'mean normalised drop of sparse-to-dense after more epochs'), 'junkdna sweep nbs/configs/study.yaml --block longer')
     question = 'does dense with frozen small weights stay near dense?'
     frozen = aligned(usable(study.tasks('dense_frozen')))
-    tested('C3 frozen', question, frozen, 'a task above chance', lambda found: small('C3 frozen', question, f"mean normalised drop of frozen, {_at(found[0].unit)}", np.mean([r.normalised.mean(1) for r in found], 0), [r.unit for r in found], n=_tasks(found)))
+    tested('C3 frozen', question, frozen, 'a task above chance', lambda found: small('C3 frozen', question, f"mean normalised drop of frozen, {_at(found[0].unit)}", pooled([r.normalised.mean(1) for r in found]), [r.unit for r in found], n=_tasks(found)))
     question = 'do the values matter, not training them?'
     tested('C3 values', question, _pairs(sparse, frozen), 'a task in both modes',
-           lambda pairs: positive('C3 values', question, f'mean normalised drop of sparse minus frozen, {_at(pairs[0][0].unit)}', np.mean([(a.normalised - b.normalised).mean(1) for a, b in pairs], 0), [r.unit for pair in pairs for r in pair], n=_tasks(pairs)))
+           lambda pairs: positive('C3 values', question, f'mean normalised drop of sparse minus frozen, {_at(pairs[0][0].unit)}', pooled([(a.normalised - b.normalised).mean(1) for a, b in pairs]), [r.unit for pair in pairs for r in pair], n=_tasks(pairs)))
     return out
 
 AXES = dict(   # claim -> (question, experiment, levels that take part, from the easiest to the hardest, block)
@@ -315,7 +315,7 @@ def along_axis(study, claim, question, by_task, order, command) -> Verdict:
         if len(names) < 2: continue
         found.append(contrast([r[l].area for l in names])); units += [r[l].unit for l in names]
     if not found: return Verdict(claim, question, n='needs a task with 2 levels above chance', command=command)
-    return positive(claim, question, 'normalised drop, harder minus easier levels', np.mean(found, 0), units, n=f"{_tasks(found)}, {len(units)} levels")
+    return positive(claim, question, 'normalised drop, harder minus easier levels', pooled(found), units, n=f"{_tasks(found)}, {len(units)} levels")
 
 def within_tasks(study:Study, method:str='magnitude', pattern:str='unstructured') -> list:
     "C4 and C5 along the axes"
@@ -351,7 +351,7 @@ def at_equal_bits(pruned:list, rounded:list):   # (B + 1,)
         weights = [[np.interp(q.unit.bits[j], bits[order], one[order]) for j in inside] for one in np.eye(len(bits))]   # interpolation is linear in the drops
         if inside: out.append((p.normalised @ np.array(weights) - q.normalised[:, inside]).mean(1))
     if not out: raise StudyError('needs a sparsity at which pruning takes as many bits as a quantization')
-    return np.mean(out, 0)
+    return pooled(out)
 
 def quantization(study:Study) -> list:
     "C6"
@@ -362,7 +362,7 @@ def quantization(study:Study) -> list:
     both = [(p, q[p.unit.name]) for p in sparse if p.unit.name in q]
     out = []
     gentle = [r for r in rounded if 0.75 in r.unit.amounts]   # 4 of 16 bits
-    if gentle: out.append(small('C6 flat', questions['C6 flat'], 'mean normalised drop at 4 bits', np.mean([r.normalised[:, r.unit.amounts.index(0.75)] for r in gentle], 0), [r.unit for r in gentle], n=_tasks(gentle)))
+    if gentle: out.append(small('C6 flat', questions['C6 flat'], 'mean normalised drop at 4 bits', pooled([r.normalised[:, r.unit.amounts.index(0.75)] for r in gentle]), [r.unit for r in gentle], n=_tasks(gentle)))
     else: out.append(Verdict('C6 flat', questions['C6 flat'], n='needs a task above chance with 4 bits', command=run))
     units = [u for p, r in both for u in (p.unit, r.unit)]
     def tested(claim, enough, needs, statistic, samples, n=''):
@@ -379,7 +379,7 @@ def other_criteria(study:Study) -> list:
     out, run = [], 'junkdna sweep nbs/configs/study.yaml --block '
     question = 'do random weights cost more than small ones?'
     pairs = _pairs(aligned(usable(study.tasks('sparse', 'random'))), aligned(usable(study.tasks('sparse'))))
-    out.append(positive('C7 small', question, f'mean normalised drop of random minus magnitude, {_at(pairs[0][0].unit)}', np.mean([(a.normalised - b.normalised).mean(1) for a, b in pairs], 0), [r.unit for pair in pairs for r in pair], n=_tasks(pairs))
+    out.append(positive('C7 small', question, f'mean normalised drop of random minus magnitude, {_at(pairs[0][0].unit)}', pooled([(a.normalised - b.normalised).mean(1) for a, b in pairs]), [r.unit for pair in pairs for r in pair], n=_tasks(pairs))
                if pairs else Verdict('C7 small', question, n='needs a task with both', command=run + 'sparsities,criteria'))
     for method, pattern in (('wanda', 'unstructured'), ('sparsegpt', 'unstructured'), ('magnitude', 'nm'), ('random', 'unstructured')):
         name = f"C7 {method if pattern == 'unstructured' else 'N:M'}"

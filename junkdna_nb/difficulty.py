@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['moments', 'score_of', 'Unit', 'Resampled', 'area', 'resample', 'usable', 'aligned', 'between_seeds', 'interval',
            'breaking_points', 'pointwise_v_information', 'v_information', 'cartography', 'flips', 'page', 'isotonic_p',
-           'reversal', 'contrast', 'bootstrap_p', 'taus', 'equivalence', 'detectable', 'holm']
+           'reversal', 'contrast', 'task_weights', 'pooled', 'bootstrap_p', 'taus', 'equivalence', 'detectable', 'holm']
 
 # %% ../nbs/01d_difficulty.ipynb #a6395e5d
 import hashlib, math
@@ -267,6 +267,23 @@ def contrast(values  # (levels, B + 1), from the easiest to the hardest
     c = np.arange(len(values)) - (len(values) - 1)/2
     if len(c) < 2: raise StudyError('a contrast needs at least 2 levels')
     return (c/np.abs(c).sum()*2) @ values
+
+def task_weights(samples   # (tasks, B + 1)
+    ):                     # (tasks,), of sum 1
+    "What each task counts in a random-effects mean (DerSimonian and Laird 1986): the less, the worse it is known"
+    x = np.asarray(samples, float)
+    variances = x[:, 1:].var(1)
+    if len(x) < 2 or not (variances > 0).all(): return np.full(len(x), 1/len(x))
+    w = 1/variances
+    q = w @ (x[:, 0] - np.average(x[:, 0], weights=w))**2
+    between = max(0.0, (q - (len(x) - 1))/(w.sum() - w @ w/w.sum()))
+    w = 1/(variances + between)
+    return w/w.sum()
+
+def pooled(samples   # (tasks, B + 1)
+    ):               # (B + 1,)
+    "Random-effects mean over tasks; the weights are those of the estimates, in every resample"
+    return task_weights(samples) @ np.asarray(samples, float)
 
 def bootstrap_p(samples) -> float:
     "Two-sided p of resampled values against 0 (row 0 is the estimate)"

@@ -338,7 +338,7 @@ def test_equivalence_is_against_the_stated_margin():
 
 def test_a_lucky_dense_run_does_not_make_an_order():
     "All tasks are alike: on the same items an easy-looking task has a large drop; on different halves it has not"
-    found = [next(v.estimate for v in calibration.judged("equal", seed, 300, 200) if v.claim == "C1 steeper") for seed in range(12)]
+    found = [next(v.estimate for v in calibration.judged("equal", seed, 300, 200)[0] if v.claim == "C1 steeper") for seed in range(12)]
     same = []
     for seed in range(12):
         tasks = resample(calibration.Simulated("equal", seed, 300).tasks(), 20)
@@ -347,7 +347,7 @@ def test_a_lucky_dense_run_does_not_make_an_order():
 
 
 def test_one_seed_decides_nothing_that_depends_on_training():
-    verdicts = {v.claim: v for v in calibration.judged("one seed", 1, 200, 200)}
+    verdicts = {v.claim: v for v in calibration.judged("one seed", 1, 200, 200)[0]}
     assert "too few seeds" in verdicts["C2 irreversible"].found and verdicts["C2 irreversible"].verdict == verdicts["C1 steeper"].verdict == "inconclusive"
     assert not verdicts["C1 monotonic"].unknown and not verdicts["C4 options"].unknown
 
