@@ -320,7 +320,7 @@ def along_axis(study, claim, question, by_task, order, command) -> Verdict:
 def within_tasks(study:Study, method:str='magnitude', pattern:str='unstructured') -> list:
     "C4 and C5 along the axes"
     study_block = 'junkdna sweep nbs/configs/study.yaml --block '
-    out = [along_axis(study, 'C4 data', 'does the drop grow with less target data?', study.shares(method, pattern), lambda names: names, study_block + 'data')]
+    out = [along_axis(study, 'C4 data', 'does the drop grow with less target data?', study.shares(method, pattern), lambda names: names, study_block + 'data,seeds_data')]
     out += [along_axis(study, f'C4 {name}', question, study.levels(experiment, method, pattern), order, study_block + block) for name, (question, experiment, order, block) in AXES.items()]
     out.append(along_axis(study, 'C5 closed book', 'does closed book lose more than the right passage?', study.levels('04_context', method, pattern), lambda levels: [l for l in (1, 0) if l in levels], study_block + 'context,context_squad'))
     out.append(along_axis(study, 'C5 factoid', 'do open questions lose more than multiple choice?', study.levels('06_qa_format', method, pattern), lambda levels: [l for l in ('choice', 'open') if l in levels], study_block + 'format'))
