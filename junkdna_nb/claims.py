@@ -119,7 +119,7 @@ class Study:
         wanted = dict(recipe='default', data_share=1.0, inputs='text', dynamics=False) | wanted
         chosen = {}   # the same settings for every mode and method
         for c, records in self.groups('02_glue', **wanted): chosen.setdefault(c['task'], records)
-        return [u for records in chosen.values() if (u := self.task_unit(records, mode, method, pattern))]
+        return [u for _, records in sorted(chosen.items()) if (u := self.task_unit(records, mode, method, pattern))]   # by name: what one record more or less changes is not the order
 
     def longer(self, mode:str, epochs:int=6) -> list:
         "(epochs, unit) of tasks that were also trained longer than in their main settings, the longest of each"
@@ -146,7 +146,7 @@ class Study:
             if len(units) > 1: out[c['task']] = units
         every = [u for units in out.values() for u in units]
         lucky = method == 'random' or any(len(u.seeds) > 1 for u in every)   # masks or demonstrations were drawn
-        return [(task, [replace(u, seed_sd=between_seeds(every, u.metric) if lucky else 0.0) for u in units]) for task, units in out.items()]
+        return [(task, [replace(u, seed_sd=between_seeds(every, u.metric) if lucky else 0.0) for u in units]) for task, units in sorted(out.items())]
 
     def shares(self, method='magnitude', pattern='unstructured') -> list:
         "For each fine-tuning task, its units by share of the training data, largest first: the settings with most levels above chance"
@@ -157,7 +157,7 @@ class Study:
             out[c['task'], rest].setdefault(c['data_share'], replace(u, name=f"{c['data_share']:.0%}"))
         for (task, _), units in out.items():
             if len(units) > 1 and (told := len(usable([*units.values()]))) > settled.get(task, (0,))[0]: settled[task] = told, units
-        return [(task, self.spread([units[s] for s in sorted(units, reverse=True)])) for task, (_, units) in settled.items()]
+        return [(task, self.spread([units[s] for s in sorted(units, reverse=True)])) for task, (_, units) in sorted(settled.items())]
 
 # %% ../nbs/01da_claims.ipynb #507f5ec1
 MARGIN = 0.05   # chance-normalised drop that counts as no effect
