@@ -95,7 +95,7 @@ class _Sum:
     def part(self, x):
         "The statistic of one tensor"
         x = x.detach().reshape(-1, x.shape[-1])
-        if self.statistic == 'norms': part = sum(c.double().square().sum(0) for c in x.split(max(1, (1 << 17)//x.shape[1])))   # pieces that fit the cache
+        if self.statistic == 'norms': part = sum(c.to(torch.float64, copy=True).square_().sum(0) for c in x.split(max(1, (1 << 16)//x.shape[1])))   # pieces that fit the cache
         else: part = _gram(x.float())
         return part, len(x)
     def add(self, call, part, tokens):

@@ -200,7 +200,7 @@ def _records(units): return tuple(sorted({d for u in units for d in u.records}))
 def _scale(units):
     names = list(dict.fromkeys(u.scale.split(' (')[0] for u in units))
     items, seeds = sorted({len(u.ids) for u in units}), sorted({str(s).split('.')[0] for u in units for s in u.seeds})   # 41.0 and 41.1 are draws of one seed
-    return f"{', '.join(names)}; {items[0]:,}{f'-{items[-1]:,}' if len(items) > 1 else ''} items; seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" + ('; intervals over items only' if any(u.seed_sd is None for u in units) else "; runs without a twin are given the luck of those with one" if any(u.seed_sd and len(u.seeds) == 1 for u in units) else '')
+    return f"{', '.join(names)}; {items[0]:,}{f'-{items[-1]:,}' if len(items) > 1 else ''} items; seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" + ('; intervals over items only' if any(u.seed_sd is None for u in units) else "; tasks with one seed are given the spread of those with several" if any(u.seed_sd and len(u.seeds) == 1 for u in units) else '')
 
 def decide(verdicts:list) -> list:
     "Correct over the family and say what each claim is worth"
@@ -424,6 +424,7 @@ def said(study:Study, verdicts:list) -> str:
     counts = Counter(r['experiment'] for r in study.records)
     lines = [f"{len(study.records)} records ({', '.join(f'{k}: {n}' for k, n in sorted(counts.items())) or 'none'}), {len(used)} of them used here"]
     lines += sorted(set(study.notes))
+    if weak := [r.unit.name for r in resample(study.tasks('sparse')) if not r.usable]: lines += [f'left out, for the dense model is not above chance: {", ".join(weak)}']
     if missing := sorted({v.command for v in verdicts if v.verdict == 'not run'}): lines += ['missing; run:'] + [f'  {c}' for c in missing]
     return '\n'.join(lines)
 
@@ -500,7 +501,7 @@ def flips_table(study:Study, amounts=(0.4, 0.6, 0.8)):   # DataFrame, one row pe
     "Item by item: answers lost and gained, exact McNemar p (Holm over the table), divergence from the dense answers"
     import pandas as pd
     rows = []
-    for u in study.tasks('sparse'):
+    for u in (r.unit for r in usable(study.tasks('sparse'))):
         items = _by_amount(study, u) or {}
         rows += [dict(task=u.name, sparsity=a, **flips(items[0.0], items[a])) for a in amounts if a in items]
     for row, p in zip(rows, holm([row['p'] for row in rows])): row['p'] = f'{p:.2g}'

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GRANULARITIES', 'PATTERNS', 'RULES', 'DAMPING', 'METHODS', 'Weight', 'prunable', 'prune_count', 'nested_smallest',
            'erk_counts', 'smallest', 'check_n_of_m', 'kept_in_group', 'n_of_m', 'Target', 'wanda', 'inverse_factor',
-           'compensate', 'sparsegpt', 'hash_weights', 'Masks', 'Method', 'make_masks', 'certify']
+           'compensate', 'sparsegpt', 'hash_weights', 'as_bits', 'Masks', 'Method', 'all_finite', 'make_masks',
+           'certify']
 
 # %% ../nbs/01_pruning.ipynb #003b8715
 import hashlib, json, math
@@ -224,8 +225,9 @@ def nested_smallest(scores:list,        # of (outputs, inputs) tensors on any de
             for p, s in zip(parts, scores): pruned = p.keep_ties([(p.places, p.scores)] if i in brackets else ((np.arange(at, at + len(v)), v) for at, v in _blocks(s, absolute)), t, pruned)
     return [p.kept for p in parts], [t for t, *_ in ends], [equals if 0 < pruned < equals else 0 for _, pruned, equals in ends]
 
+def _threads(): return max(1, min(8, torch.get_num_threads()))
 def _in_threads(function, items):
-    with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool: return list(pool.map(function, items))
+    with ThreadPoolExecutor(_threads()) as pool: return list(pool.map(function, items))
 
 def _settle(n, k, above, c):
     "Of one level, from the scores inside its bracket: (threshold; of the scores equal to it, how many are pruned; how many there are)"
@@ -296,7 +298,7 @@ def _per_row(scores, sparsity, absolute):
             np.logical_not(pruned, out=mask.numpy().reshape(-1)[at:at + len(v)].reshape(pruned.shape))
             ties += tied
         return mask.to(s.device), ties
-    with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool: parts = list(pool.map(one, scores))
+    parts = _in_threads(one, scores)
     return [m for m, _ in parts], sum(t for _, t in parts)
 
 # %% ../nbs/01_pruning.ipynb #76fc8157
@@ -337,12 +339,15 @@ def n_of_m(scores:list,   # of (outputs, inputs) tensors
     ) -> tuple:           # (list of bool tensors, True = kept; number of tied scores at a threshold of which only some were pruned)
     "N:M masks: in each group keep the largest scores"
     check_n_of_m(n_kept, m_group)
-    with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool: parts = list(pool.map(lambda s: _n_of_m(s, n_kept, m_group, absolute), scores))
-    return [m.to(s.device) for (m, _), s in zip(parts, scores)], sum(t for _, t in parts)
+    masks = [torch.empty(s.shape, dtype=torch.bool) for s in scores]
+    parts = [part for s, m in zip(scores, masks) for part in zip(s.chunk(_threads()), m.chunk(_threads()))]   # rows know nothing of each other
+    ties = sum(_in_threads(lambda part: _n_of_m(*part, n_kept, m_group, absolute), parts))
+    return [m.to(s.device) for m, s in zip(masks, scores)], ties
 
-def _n_of_m(x, n_kept, m_group, absolute):
-    rows, cols = x.shape
-    mask, ties, whole = torch.empty(x.shape, dtype=torch.bool), 0, x.shape[1]//m_group*m_group
+def _n_of_m(x, mask, n_kept, m_group, absolute):
+    "Fill the mask; the number of ties"
+    cols, ties = x.shape[1], 0
+    whole = cols//m_group*m_group
     out = mask.numpy()
     for at, v in _blocks(x, absolute) if x.numel() else ():
         if not math.isfinite(v.max()) or not math.isfinite(v.min()): raise StudyError("a weight is NaN or infinite; masks need finite weights")
@@ -353,7 +358,7 @@ def _n_of_m(x, n_kept, m_group, absolute):
             kept, tied = _group_masks(v[:, start:stop].reshape(-1, size), size, size - kept_in_group(size, n_kept, m_group))
             block[:, start:stop] = kept.reshape(len(v), -1)
             ties += tied
-    return mask, ties
+    return ties
 
 # %% ../nbs/01_pruning.ipynb #a227d245
 PATTERNS, RULES = ('unstructured', 'nm'), ('exact', 'strict')
@@ -460,6 +465,14 @@ def hash_weights(weights  # of `Weight`
         h.update(w.param.detach().cpu().contiguous().view(torch.uint8).numpy())
     return h.hexdigest()
 
+def as_bits(x):
+    "A floating-point tensor seen as integers of the same size, without a copy"
+    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+def _zero(p, kept):
+    "0.0 where `kept` is False, in place: far faster than `masked_fill_`, which looks at one flag after the other"
+    as_bits(p.detach()).bitwise_and_(kept.to(p.device).view(torch.int8).neg())
+
 def _unpack(packed, shape):
     rows, cols = shape
     if packed.dtype != torch.uint8 or rows < 0 or cols < 0 or len(packed) != -(-rows*cols//8): raise ValueError('a tensor does not fit its shape')
@@ -494,7 +507,7 @@ class Masks(Mapping):
     @torch.no_grad()
     def apply_(self, model):
         "Set the pruned weights of `model` to 0.0, in place"
-        for name, p in self.parameters(model).items(): p.masked_fill_(~self[name].to(p.device), 0)
+        for name, p in self.parameters(model).items(): _zero(p, self[name])
         return model
 
     def save(self, path):
@@ -539,6 +552,11 @@ class Method:
 
 METHODS = dict(magnitude=Method(_magnitude), random=Method(_random), wanda=Method(wanda, 'norms', ('row', 'layer')), sparsegpt=Method(sparsegpt, 'hessian', ('layer',)))
 
+def all_finite(weights  # of `Weight`
+    ) -> bool:
+    "Is every value finite? A sum is finite of finite values only, and far cheaper than a look at each; where it overflows, each is looked at"
+    return all(bool(torch.isfinite(w.param.detach().sum())) or bool(torch.isfinite(w.param).all()) for w in weights)
+
 def make_masks(model,
                method:str='magnitude',      # of `METHODS`
                pattern:str='unstructured',  # or 'nm'
@@ -566,7 +584,7 @@ def make_masks(model,
         if apply: masks.apply_(model)
         return _applied(masks, weights) if apply else masks
     if calibration is None: raise StudyError(f"method {method!r} needs calibration text")
-    if not all(bool(torch.isfinite(w.param).all()) for w in weights): raise StudyError("a weight is NaN or infinite; masks need finite weights")
+    if not all_finite(weights): raise StudyError("a weight is NaN or infinite; masks need finite weights")
     before = None if apply else [w.param.detach().clone() for w in weights]
     try: kept, ties, notes = _calibrated(model, weights, chosen, target, calibration, precision, progress)
     finally:
@@ -592,7 +610,7 @@ def _calibrated(model, weights, method, target, calibration, precision, progress
             for j, (w, m) in enumerate(zip(ws, flags)):
                 kept[w.name] = w.oriented(m).contiguous()
                 if new is not None: w.param.copy_(w.oriented(new[j]))
-                w.param.masked_fill_(~kept[w.name], 0)
+                _zero(w.param, kept[w.name])
         del groups, statistic
         if progress: progress(block, i + 1, total)
     return kept, ties, notes
@@ -619,12 +637,10 @@ def certify(model,
     for name, p in masks.parameters(model).items():
         pruned = ~masks[name].to(p.device)
         row = dict(size=p.numel(), zeros=int((p == 0).sum()), masked=int(pruned.sum()), violations=int((p[pruned] != 0).sum()))
-        if pretrained is not None: row['changed'] = int((_bits(p[pruned]) != _bits(pretrained[name].to(p.device)[pruned])).sum())
+        if pretrained is not None: row['changed'] = int((as_bits(p[pruned]) != as_bits(pretrained[name].to(p.device)[pruned])).sum())
         if how['pattern'] == 'nm': row['groups_violated'] = _groups_violated(p, name in how['transposed'], how['n_kept'], how['m_group'])
         layers[name] = row
         for k in total: total[k] += row[k]
     return dict(sparsity=total['zeros']/total['size'], mask_sparsity=total['masked']/total['size'],
                 sparsity_requested=how.get('sparsity', 1 - how['n_kept']/how['m_group'] if how['pattern'] == 'nm' else None),
                 ties_at_threshold=how['ties_at_threshold'], emptied=[n for n, r in layers.items() if r['masked'] == r['size']], **total, layers=layers)
-
-def _bits(x): return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])

@@ -14,7 +14,7 @@ import torch
 
 from .calibration import Calibration, walk
 from .core import StudyError, nearest
-from .pruning import compensate, hash_weights, inverse_factor, prunable
+from .pruning import all_finite, compensate, hash_weights, inverse_factor, prunable
 
 # %% ../nbs/01a_quantization.ipynb #3f278fbc
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def quantize_(model, method:str='rtn',     # of `QUANTIZERS`
         quantized.apply_(model)
         return quantized
     if calibration is None: raise StudyError(f"method {method!r} needs calibration text")
-    if not all(bool(torch.isfinite(w.param).all()) for w in weights): raise StudyError("a weight is NaN or infinite; quantization needs finite weights")
+    if not all_finite(weights): raise StudyError("a weight is NaN or infinite; quantization needs finite weights")
     for block, i, total, groups in walk(model, calibration, weights, QUANTIZERS[method], precision):
         with torch.no_grad():
             for ws, statistic in groups:

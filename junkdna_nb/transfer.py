@@ -18,7 +18,7 @@ from .core import DamagedError, StudyError, cache_dir, load_items, run_with_base
 from .experiments import GlueConfig
 from .packages import building
 from .models import ModelSource, count_parameters, load_classifier, load_tokenizer, quiet, resolve_model, resolve_precision
-from .pruning import Masks, Weight, certify, hash_weights, make_masks, prunable
+from .pruning import Masks, Weight, as_bits, certify, hash_weights, make_masks, prunable
 from .quantization import Grid, Quantized, quantize
 from .tasks import METRICS, TaskData, bootstrap_se, load_task, score
 
@@ -42,12 +42,8 @@ class Mode(StrEnum):
 # %% ../nbs/01b_transfer.ipynb #4a847b5c
 _MASKS_FILE = 'masks.safetensors'
 
-def _as_bits(x):
-    "A floating-point tensor seen as integers of the same size"
-    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-
 def _mask_gradient(keep):
-    def hook(p): _as_bits(p.grad).bitwise_and_(keep)
+    def hook(p): as_bits(p.grad).bitwise_and_(keep)
     return hook
 
 class MaskCallback(TrainerCallback):
@@ -65,7 +61,7 @@ class MaskCallback(TrainerCallback):
         if self.mode is Mode.dense: return
         self._every_step = not _moves_by_gradient_only(kwargs.get('optimizer'), self.mode)
         params = self.masks.parameters(model)
-        self._keep = [(p, self.masks[n].to(p.device, _as_bits(p).dtype).neg_()) for n, p in params.items()]
+        self._keep = [(p, self.masks[n].to(p.device, as_bits(p).dtype).neg_()) for n, p in params.items()]
         if state.global_step: self._every_step = True   # a resumed optimizer has a past
         if self.at_start is None: self._start(model, params, Path(args.output_dir)/f'checkpoint-{state.global_step}' if state.global_step else None)
         if self.mode.holds and self.exact: self._hooks = [p.register_post_accumulate_grad_hook(_mask_gradient(keep)) for p, keep in self._keep if p.requires_grad]
@@ -74,7 +70,7 @@ class MaskCallback(TrainerCallback):
 
     def _start(self, model, params, checkpoint):
         "Once per callback: check the weights, prune them if the mode says so, and certify; or take up what the checkpoint says of all this"
-        if self.mode is Mode.dense_frozen: self.pretrained = {n: (_as_bits(p.detach()) & ~keep).view(p.dtype) for n, (p, keep) in zip(params, self._keep)}
+        if self.mode is Mode.dense_frozen: self.pretrained = {n: (as_bits(p.detach()) & ~keep).view(p.dtype) for n, (p, keep) in zip(params, self._keep)}
         if checkpoint is not None: return self._resume(model, checkpoint)
         known = [self.masks.provenance.get('weights_sha256'), self.masks.provenance.get('applied_sha256') if self.mode.zeroes else None]
         if hash_weights([Weight(n, p, False) for n, p in params.items()]) not in known:
@@ -101,13 +97,13 @@ class MaskCallback(TrainerCallback):
         return h.hexdigest()
 
     def _zero(self):
-        for p, keep in self._keep: _as_bits(p.detach()).bitwise_and_(keep)
+        for p, keep in self._keep: as_bits(p.detach()).bitwise_and_(keep)
 
     @torch.no_grad()
     def _hold(self):
         if self.mode.holds: self._zero()
         if self.mode is Mode.dense_frozen:
-            for (p, _), held in zip(self._keep, self.pretrained.values()): _as_bits(p.detach()).bitwise_or_(_as_bits(held))
+            for (p, _), held in zip(self._keep, self.pretrained.values()): as_bits(p.detach()).bitwise_or_(as_bits(held))
 
     def on_step_begin(self, args, state, control, **kwargs):
         if not self.exact: self._hold()

@@ -16,7 +16,7 @@ from junkdna_nb.calibration import Calibration, documents, load_text, perplexity
 from junkdna_nb.compress import compress, effective_bits
 from junkdna_nb.core import StudyError
 from junkdna_nb.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
-from junkdna_nb.pruning import Masks, Target, erk_counts, inverse_factor, make_masks, prunable, prune_count, sparsegpt, wanda
+from junkdna_nb.pruning import Masks, Target, all_finite, erk_counts, inverse_factor, make_masks, prunable, prune_count, sparsegpt, wanda
 from junkdna_nb.quantization import Grid, gptq, quantize, quantize_
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50)
@@ -310,6 +310,18 @@ def test_weights_and_inputs_that_are_not_finite(how, bad):
         model.model.layers[1].mlp.down_proj.weight[0, 0] = bad
     with pytest.raises(StudyError, match="NaN or infinite"):
         compress(model, **how, calibration=words(), progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_weights_are_finite(dtype):
+    weights = prunable(tiny("llama").to(dtype))
+    some, large = weights[1].param.data, torch.finfo(dtype).max
+    some[0, :4] = large                   # the sum overflows
+    assert all_finite(weights)
+    for bad in ([math.nan], [math.inf], [math.inf, -math.inf], [large, -math.inf]):
+        some[0, :len(bad)] = torch.tensor(bad, dtype=dtype)
+        assert not all_finite(weights)
+        some[0, :4] = large
 
 
 def test_what_happens_between_blocks_is_noticed():

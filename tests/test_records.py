@@ -1,6 +1,7 @@
 "The committed records: intact, certified, and what the README says follows from them."
 import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,7 @@ from matplotlib.testing.compare import compare_images
 from junkdna_nb.claims import Study, judge
 from junkdna_nb.core import load_items, load_record, load_runs
 from junkdna_nb.experiments import EXPERIMENTS, closing_lines, get_experiment
+from junkdna_nb.sweep import read_grid
 
 
 @pytest.fixture
@@ -35,6 +37,14 @@ def test_records_are_intact_and_few_megabytes(records, committed):
     stems = {n for n in names} | {f"{n}.dynamics" for n in names}
     assert {f.stem for f in committed.rglob("*") if f.is_file()} <= stems, "a file without a record"
     assert sum(f.stat().st_size for f in committed.rglob("*") if f.is_file()) < 60e6
+
+
+def test_every_record_is_a_point_of_the_study(records):
+    points, _ = read_grid(ROOT / "nbs/configs/study.yaml")
+    known = [p.config for p in points] + [get_experiment(e).make() for e in EXPERIMENTS]   # or what a notebook runs by default
+    known += [dense for c in known if (dense := c.baseline())]
+    known = [(c.experiment, asdict(c)) for c in known]
+    assert not [r["name"] for r in records if (r["experiment"], r["config"]) not in known]
 
 
 def asked(c):
