@@ -11,7 +11,7 @@ import contextlib, json, os, re, select, signal, subprocess, sys, tempfile, time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .core import Config, StudyError, check_writable, code_version, environment, hold, load_record, new_record, project_root, remove_stale, runs_dir, save_record, temporary_for, valid_record
+from .core import Config, StudyError, check_writable, code_version, environment, hold, load_record, new_record, project_root, remove_stale, runs_dir, save_record, temporary_for, unheld, valid_record
 from .experiments import get_experiment
 
 # %% ../nbs/01e_runner.ipynb #f44bac14
@@ -357,11 +357,21 @@ class Slot:
                 if e['event'] == 'ready': self.warmup = e['seconds']
                 elif e['event'] == 'outcome': outcome = e['outcome']
                 elif e['event'] != 'end': started = started or e['event'] == 'started'; tell(e['event'])
-                elif stopping and not outcome: return dict(status='stopped', error='stopped', line='', times=None, bytes=0, experiment=request['experiment'])
+                elif stopping and not outcome: return self._stopped(request)
                 else: return outcome or self._killed(request, f"the run was killed by signal {-e['code']}" if e['code'] < 0 else 'the run ended without an outcome', e['log'])
             if not stopping and not outcome and stopped():
                 stopping = True
                 with contextlib.suppress(BrokenPipeError): self.process.stdin.write(b'stop\n')
+
+    def _stopped(self, request):
+        "Take away what a stopped run has left; its kernel may hold the lock a moment longer"
+        config = get_experiment(request['experiment']).make(**request['params'])
+        for _ in range(40):
+            unheld(remove=True)
+            if not (runs_dir()/'.locks'/config.digest).is_file(): break
+            time.sleep(0.05)
+        remove_stale(runs_dir(config.experiment))
+        return dict(status='stopped', error='stopped', line='', times=None, bytes=0, experiment=request['experiment'])
 
     def _killed(self, request, why, log=''):
         "Settle what a killed run has left"

@@ -377,7 +377,7 @@ def run_tasks(tasks:list,            # of `Task`, baselines first
     with contextlib.ExitStack() as stack:
         if _main_thread(): stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, lambda *_: interrupts.put(('interrupt', None))))   # from the start: what comes early is answered when there is something to stop
         stack.enter_context(hold(runs_dir()/'.locks'/token))   # every worker must see it
-        stack.callback(lambda: [remove_stale(folder) for folder in folders])
+        stack.callback(lambda: (unheld(remove=True), *map(remove_stale, folders)))   # of runs that were stopped
         if scheduler:
             try: client = stack.enter_context(Client(scheduler, timeout=20, name='junkdna-sweep'))
             except (OSError, ValueError) as e: raise StudyError(f"scheduler={scheduler!r} does not answer ({str(e).splitlines()[0] if str(e) else type(e).__name__})") from None

@@ -275,6 +275,7 @@ def test_control_c(runs, grid):
     "Once: what runs goes on to its end. The signal reaches every process, as it does in a terminal"
     p = start("junkdna", "sweep", grid, "--jobs", 2, "--threads", 1)
     wait_for(lambda: kinds(p.pid)["kernel"])
+    time.sleep(0.5)   # until the sweep has heard of it
     left = family(p.pid)
     os.killpg(p.pid, signal.SIGINT)
     told = p.communicate(timeout=120)[0]
@@ -282,6 +283,17 @@ def test_control_c(runs, grid):
     assert 1 <= len(load_runs()) <= 2 and not len(load_runs(status="failed"))
     wait_for(lambda: not [q for q in left if q.is_running() and q.status() != psutil.STATUS_ZOMBIE], 20)
     assert_tidy(runs)
+
+
+def test_a_run_that_is_stopped_leaves_nothing(runs):
+    "As when Ctrl-C comes before the sweep has heard that the run began"
+    slot, told, kernel = Slot(1), [], lambda: slot.process and kinds(os.getpid())["kernel"]
+    try:
+        outcome = slot.run(dict(experiment="02_glue", params=TINY, env=dict(JUNKDNA_RUNS=str(runs))), told.append, kernel)
+        assert outcome["status"] == "stopped" and told == ["started"], (outcome, told)
+        assert not [p for p in runs.rglob("*") if p.is_file()]
+    finally:
+        slot.close()
 
 
 def test_warm_and_cold_runs_are_the_same_to_the_bit(runs, monkeypatch):
