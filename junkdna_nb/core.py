@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA_VERSION', 'StudyError', 'DamagedError', 'nearest', 'param', 'Config', 'project_root', 'find_file',
-           'cache_dir', 'runs_dir', 'temporary_for', 'stale', 'remove_stale', 'hold', 'unheld', 'write_atomic',
-           'check_writable', 'seed_everything', 'code_version', 'environment', 'resident_memory', 'peak_memory',
-           'sha256_file', 'folder_version', 'save_record', 'load_record', 'load_items', 'find_record', 'valid_record',
-           'find_baseline', 'load_runs', 'load_levels', 'new_record', 'run_recorded', 'run_with_baseline', 'in_test',
-           'rehearsal']
+           'cache_dir', 'runs_dir', 'temporary_for', 'stale', 'remove_stale', 'hold', 'unheld', 'forget',
+           'write_atomic', 'check_writable', 'seed_everything', 'code_version', 'environment', 'resident_memory',
+           'peak_memory', 'sha256_file', 'folder_version', 'save_record', 'load_record', 'load_items', 'find_record',
+           'valid_record', 'find_baseline', 'load_runs', 'load_levels', 'new_record', 'run_recorded',
+           'run_with_baseline', 'in_test', 'rehearsal']
 
 # %% ../nbs/00_core.ipynb #0d11148c
 import contextlib, dataclasses, difflib, hashlib, importlib.util, json, os, platform, re, resource, subprocess, sys, tempfile, time, traceback, warnings
@@ -195,13 +195,18 @@ def temporary_for(path) -> str:
     "Beginning of the name of a temporary file that will become `path`: says which process makes it"
     return f'.tmp-{Path(path).name}-{_HOST}-{os.getpid()}-'
 
+def _gone(pid):
+    "Has this process of this machine ended? (Linux; elsewhere nobody knows)"
+    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] in 'ZX'
+    except OSError: return Path('/proc').is_dir()
+
 def stale(path) -> list:
     "Temporary files that processes that are gone have left of `path`, or in it if it is a folder"
     path, found = Path(path), []
     for tmp in path.glob('.tmp-*') if path.is_dir() else path.parent.glob(f'.tmp-{path.name}-*'):
         ours = re.search(f'-{re.escape(_HOST)}-([0-9]+)-[^-]*$', tmp.name)
         with contextlib.suppress(OSError):
-            if time.time() - tmp.stat().st_mtime > 24*3600 or ours and Path('/proc').is_dir() and not Path(f'/proc/{ours[1]}').exists(): found.append(tmp)
+            if time.time() - tmp.stat().st_mtime > 24*3600 or ours and _gone(ours[1]): found.append(tmp)
     return found
 
 def remove_stale(path):
@@ -240,6 +245,15 @@ def unheld(remove:bool=False) -> list:
             if remove and os.stat(path).st_ino == os.fstat(f.fileno()).st_ino: path.unlink()
     return found
 
+def forget(names,               # of lock files
+           seconds:float=2):    # how long to wait for it
+    "Have the locks of processes that were stopped go with them; it may take a process a moment to die"
+    until = time.monotonic() + seconds
+    while True:
+        unheld(remove=True)
+        if time.monotonic() > until or not any((runs_dir()/'.locks'/n).is_file() for n in names): return
+        time.sleep(0.05)
+
 def write_atomic(*files  # (path, bytes) pairs; several appear together: the last one is gone while the others are renamed
     ):
     "Write files so that readers, and a kill at any moment, see old content or new, never a part"
@@ -262,7 +276,7 @@ def write_atomic(*files  # (path, bytes) pairs; several appear together: the las
 
 def check_writable(folder):
     "Raise `StudyError` unless files can be made in `folder` (created if it does not exist)"
-    probe = Path(folder)/f'.tmp-probe-{os.getpid()}'
+    probe = Path(folder)/temporary_for('probe')
     write_atomic((probe, b'')); probe.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #8b0ea140

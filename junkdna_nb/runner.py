@@ -11,7 +11,7 @@ import contextlib, json, os, re, select, signal, subprocess, sys, tempfile, time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .core import Config, StudyError, check_writable, code_version, environment, hold, load_record, new_record, project_root, remove_stale, runs_dir, save_record, temporary_for, unheld, valid_record
+from .core import Config, StudyError, check_writable, code_version, environment, forget, hold, load_record, new_record, project_root, remove_stale, runs_dir, save_record, temporary_for, valid_record
 from .experiments import get_experiment
 
 # %% ../nbs/01e_runner.ipynb #f44bac14
@@ -105,7 +105,7 @@ def run_notebook(config:Config,   # of the experiment; its class names the noteb
         with contextlib.suppress(ProcessLookupError, AttributeError): os.killpg(manager.running.provisioner.pid, signal.SIGKILL)
     try:
         with tempfile.TemporaryDirectory(prefix='junkdna-', dir='/tmp' if len(tempfile.gettempdir()) > 60 else None) as sockets, _alarm(60*minutes, end):   # the kernel talks through files of ours and not through open ports
-            papermill.execute_notebook(str(source), str(tmp), parameters=params, kernel_name='python3', cwd=str(source.parent), progress_bar=False, stdout_file=out, stderr_file=out,
+            papermill.execute_notebook(str(source), str(tmp), parameters=params, kernel_name='python3', cwd=str(source.parent), progress_bar=False, stdout_file=out, stderr_file=out, iopub_timeout=120,
                                        kernel_manager_class=manager, config=Traits(KernelManager=dict(transport='ipc', ip=f'{sockets}/kernel')))
         record = valid_record(config)
         if record is None: raise StudyError('the notebook ended without a record')
@@ -247,17 +247,25 @@ def perform(request:dict,           # experiment, params, minutes, keep, force
 PRELOAD = 'junkdna_nb.transfer junkdna_nb.axes papermill nbformat ipykernel.kernelapp ipykernel.ipkernel IPython matplotlib.pyplot seaborn pandas pyarrow.parquet datasets sklearn.metrics scipy.stats'.split()
 ARCHITECTURES = 'bert mpnet roberta llama'.split()   # whose code is imported as well
 
+def _abandoned():
+    "Is nobody left at the other end of the standard input?"
+    ends = select.poll()
+    ends.register(0, 0)   # a hang-up is always reported
+    return bool(ends.poll(0))
+
 def _warm_up():
     import importlib
-    for name in PRELOAD + [f'transformers.models.{a}.modeling_{a}' for a in ARCHITECTURES]: importlib.import_module(name)
+    for name in PRELOAD + [f'transformers.models.{a}.modeling_{a}' for a in ARCHITECTURES]:
+        if _abandoned(): os._exit(0)
+        importlib.import_module(name)
     code_version()
     tasks = Path('/proc/self/task')
     threads = [name for t in (tasks.iterdir() if tasks.is_dir() else ()) if (name := (t/'comm').read_text().strip()) != 'jemalloc_bg_thd']   # which starts itself again in a fork
     if len(threads) > 1: print(f"the warm process runs {len(threads)} threads ({', '.join(threads)}) instead of one; they do not survive a fork", file=sys.stderr)
 
-def _fork_run(request, warm, answer):
-    "One run in a fork; ends it when the standard input says so or ends"
-    with tempfile.TemporaryDirectory(prefix='junkdna-') as own, open(Path(own)/'log', 'w+b') as log:
+def _fork_run(request, warm):
+    "One run in a fork; ends it when the standard input says so or ends; tells how it ended"
+    with tempfile.TemporaryDirectory(prefix='junkdna-', ignore_cleanup_errors=True) as own, open(Path(own)/'log', 'w+b') as log:
         parent, (mine, its) = os.getpid(), os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -283,7 +291,7 @@ def _fork_run(request, warm, answer):
         os.close(mine)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         log.seek(0)
-        answer(event='end', code=code, log=log.read()[-3000:].decode(errors='replace'))
+        return dict(code=code, log=log.read()[-3000:].decode(errors='replace'))
 
 def serve(warm:bool=True):
     "Read requests from the standard input and run each in a fork of this process, until the input ends"
@@ -300,7 +308,12 @@ def serve(warm:bool=True):
             if not data: os._exit(0)   # at once: there is nothing to put in order
             buffer += data
         line, buffer = buffer.split(b'\n', 1)
-        if line != b'stop': _fork_run(json.loads(line), warm, answer)
+        if line == b'stop': continue   # of a run that has ended meanwhile
+        if buffer == b'stop\n':        # before it began
+            buffer = b''
+            answer(event='end', code=-signal.SIGKILL, log='')
+        elif _abandoned(): os._exit(0)
+        else: answer(event='end', **_fork_run(json.loads(line), warm))
 
 # %% ../nbs/01e_runner.ipynb #4b6844cc
 THREADS = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'   # torch's; numpy's library would start its threads before the fork, and nothing here leans on it
@@ -364,12 +377,9 @@ class Slot:
                 with contextlib.suppress(BrokenPipeError): self.process.stdin.write(b'stop\n')
 
     def _stopped(self, request):
-        "Take away what a stopped run has left; its kernel may hold the lock a moment longer"
+        "Take away what a stopped run has left"
         config = get_experiment(request['experiment']).make(**request['params'])
-        for _ in range(40):
-            unheld(remove=True)
-            if not (runs_dir()/'.locks'/config.digest).is_file(): break
-            time.sleep(0.05)
+        forget([config.digest])
         remove_stale(runs_dir(config.experiment))
         return dict(status='stopped', error='stopped', line='', times=None, bytes=0, experiment=request['experiment'])
 

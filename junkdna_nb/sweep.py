@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import Config, StudyError, cache_dir, check_writable, code_version, hold, load_items, load_record, nearest, project_root, remove_stale, runs_dir, unheld
+from .core import Config, StudyError, cache_dir, check_writable, code_version, forget, hold, load_items, load_record, nearest, project_root, remove_stale, runs_dir, unheld
 from .experiments import get_experiment
 from .runner import Slot, claim, record_failure
 
@@ -377,7 +377,7 @@ def run_tasks(tasks:list,            # of `Task`, baselines first
     with contextlib.ExitStack() as stack:
         if _main_thread(): stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, lambda *_: interrupts.put(('interrupt', None))))   # from the start: what comes early is answered when there is something to stop
         stack.enter_context(hold(runs_dir()/'.locks'/token))   # every worker must see it
-        stack.callback(lambda: (unheld(remove=True), *map(remove_stale, folders)))   # of runs that were stopped
+        stack.callback(lambda: (forget([t.config.digest for t in tasks]), *map(remove_stale, folders)))   # of runs that were stopped
         if scheduler:
             try: client = stack.enter_context(Client(scheduler, timeout=20, name='junkdna-sweep'))
             except (OSError, ValueError) as e: raise StudyError(f"scheduler={scheduler!r} does not answer ({str(e).splitlines()[0] if str(e) else type(e).__name__})") from None
@@ -402,6 +402,7 @@ def run_tasks(tasks:list,            # of `Task`, baselines first
 
 def _drive(client, tasks, line, slots, common, resources, only_on, events):
     "Submit, follow, and bring in the outcomes"
+    from concurrent.futures import CancelledError
     futures, by_digest, outcomes = {}, {}, []
     client.subscribe_topic(common['topic'], lambda event: events.put(('event', event[1])))
     def submit(t, priority, patient):
@@ -428,8 +429,12 @@ def _drive(client, tasks, line, slots, common, resources, only_on, events):
                 client.cancel([f for f, _ in open_.values()], force=True); break
         elif kind == 'event': line.running[what['digest']] = what['event']
         elif kind == 'done' and what in open_:
-            f, t = open_.pop(what)
-            outcome = _outcome(f, t)
+            f, t = open_[what]
+            try: outcome = _outcome(f, t)
+            except (OSError, CancelledError):   # the connection broke in the middle of it
+                if client.status == 'running': raise
+                lost = 'the scheduler has gone'; break
+            del open_[what]
             if outcome['status'] == 'busy':   # another sweep is at it: everything else first
                 line.running.pop(t.config.digest, None)
                 again = submit(t, 2*len(tasks), True)

@@ -6,14 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from junkdna_nb.core import (StudyError, find_record, hold, load_items, load_record, load_runs, project_root, run_recorded, runs_dir, save_record, unheld,
-                             write_atomic)
+from junkdna_nb.core import (StudyError, check_writable, find_record, hold, load_items, load_record, load_runs, project_root, run_recorded, runs_dir, save_record,
+                             stale, temporary_for, unheld, write_atomic)
 from junkdna_nb.experiments import GlueConfig
 
 BAD = [("sparsity", 1.0), ("sparsity", -0.1), ("sparsity", float("nan")), ("sparsity", "80%"), ("sparsity", None), ("sparsity", True),
@@ -169,6 +170,22 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(runs):
     both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [(p.communicate()[1], p.returncode) for p in both] == [("", 0)] * 2
     assert [p.name for p in runs.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which processes there are")
+def test_leftovers_of_ended_processes_are_found(tmp_path):
+    "Of one that is gone, and of one whose parent has not asked for its end yet; not of one that lives, nor of another machine"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    while Path(f"/proc/{ended.pid}/stat").read_text().split(")")[1].split()[0] != "Z":
+        time.sleep(0.05)
+    mine = tmp_path / temporary_for("x")
+    left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+    mine.touch(), left.touch(), left.with_name(f".tmp-x-elsewhere-{ended.pid}-").touch()
+    assert stale(tmp_path) == [left]
+    ended.wait()
+    assert stale(tmp_path) == [left]
+    check_writable(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3, "the trial goes again"
 
 
 def test_abandoned_locks_are_told_from_trials_of_the_folder(runs):

@@ -129,8 +129,9 @@ def test_what_a_kernel_logs_stays_out_of_the_answer(capfd):
         client = manager.client()
         client.start_channels()
         await client.wait_for_ready()
-        client.execute("get_ipython().kernel.log.error('KeyboardInterrupt caught')")
-        await client.get_shell_msg(timeout=30)
+        asked = client.execute("get_ipython().kernel.log.error('KeyboardInterrupt caught')")
+        while (await client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != asked:
+            pass   # late answers to whether it is there
         client.stop_channels()
         await manager.shutdown_kernel()
         return "KeyboardInterrupt caught" in capfd.readouterr().err
@@ -181,7 +182,8 @@ def test_a_killed_kernel_leaves_the_good_notebook_alone(runs):
     while not kernels and time.time() < deadline:
         time.sleep(0.2)
         kernels = [int(d) for d in os.listdir("/proc") if d.isdigit() and _parent(d) == p.pid and b"ipykernel" in _cmdline(d)]
-    time.sleep(3)
+    while not any('"start_time": "' in q.read_text() for q in (runs / "02_glue").glob(".tmp-*.ipynb")) and time.time() < deadline:
+        time.sleep(0.1)   # until its first cell has begun
     os.kill(kernels[0], signal.SIGKILL)
     out, err = p.communicate(timeout=120)
     assert p.returncode == 1 and err.splitlines()[-1].startswith("error: the kernel died") and "Traceback" not in err

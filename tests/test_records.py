@@ -101,7 +101,7 @@ def rendered(committed, tmp_path_factory):
         for name, value in dict(JUNKDNA_RUNS=committed, TMPDIR=folder, IN_TEST=1).items():   # as a test they leave their figures in the temporary folder
             m.setenv(name, str(value))
         for name in ("07_true_gem", "08_quantization", "09_difficulty"):
-            notebooks[name] = papermill.execute_notebook(ROOT / "nbs" / f"{name}.ipynb", folder / f"{name}.ipynb", cwd=ROOT / "nbs", kernel_name="python3", progress_bar=False)
+            notebooks[name] = papermill.execute_notebook(ROOT / "nbs" / f"{name}.ipynb", folder / f"{name}.ipynb", cwd=ROOT / "nbs", kernel_name="python3", progress_bar=False, iopub_timeout=120)
     return notebooks, folder
 
 
