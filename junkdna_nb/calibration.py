@@ -7,6 +7,7 @@ __all__ = ['documents', 'Calibration', 'load_text', 'walk', 'window_losses', 'pe
 
 # %% ../nbs/00d_calibration.ipynb #36903019
 import contextlib, hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,11 +107,14 @@ class _Sum:
         if not bool(torch.isfinite(self.total).all()): raise StudyError("the inputs of a layer are NaN or infinite: the model cannot be calibrated in this precision")
         return self.total.sqrt() if self.statistic == 'norms' else (self.total.triu() + self.total.triu(1).T)/self.tokens
 
+class _Stop(Exception): pass
+
 class _Watch:
     "Hooks on linear modules that add up the statistic of their inputs; that of a tensor given to several in a row is computed once"
     def __init__(self, modules, statistic): # name of the weight -> modules that use it
         self.sums, self.last, self.count = {n: _Sum(statistic) for n in modules}, None, 0
         self.owner = {id(m): n for n, ms in modules.items() for m in ms}
+        self.reached, self.stop = Counter(), False   # in this pass; raise `_Stop` when every module is reached?
         self.hooks = [m.register_forward_pre_hook(self._hook) for ms in modules.values() for m in ms]
     def _hook(self, module, args):
         total = self.sums[self.owner[id(module)]]
@@ -118,6 +122,16 @@ class _Watch:
             self.count += 1
             self.last = args[0], args[0]._version, self.count, *total.part(args[0])
         total.add(*self.last[2:])
+        self.reached[id(module)] += 1
+        if self.stop and len(self.reached) == len(self.owner): raise _Stop
+    def begin(self, stop):
+        "Before a pass"
+        self.reached.clear()
+        self.stop = stop
+    @property
+    def once(self) -> bool:
+        "Has this pass called every module once?"
+        return len(self.reached) == self.reached.total() == len(self.owner)
     def close(self):
         self.last = None
         for h in self.hooks: h.remove()
@@ -130,8 +144,6 @@ class _Watch:
         return [(names, self.sums[names[0]].value()) for names in together.values()]
 
 # %% ../nbs/00d_calibration.ipynb #ce13fccd
-class _Stop(Exception): pass
-
 def _same(a, b):
     if a is b: return True
     if torch.is_tensor(a) and torch.is_tensor(b): return a.shape == b.shape and torch.equal(a, b)
@@ -228,12 +240,14 @@ def walk(model,               # a transformers model; the caller changes weights
     stacks = _stacks(model, users)
     homes = [{id(m) for m in b.modules()} for _, blocks in stacks for b in blocks]
     alone = {n for n, ms in users.items() if sum(any(id(m) in home for m in ms) for home in homes) == 1 and len({id(m) for m in ms}) == sum(id(m) in home for m in ms for home in homes)}
-    total, step, done = sum(len(b) for _, b in stacks) + 1, 0, set()
-    def gather(modules, run):
+    total, step, done, once = sum(len(b) for _, b in stacks) + 1, 0, set(), set()
+    def gather(modules, run, kind=None):
         watch = _Watch(modules, statistic)
         try:
             for b in range(len(batches)):
-                with _forward(model, precision): run(b)
+                watch.begin(stop=kind in once)   # the last product of such a block is nobody's input
+                with _forward(model, precision), contextlib.suppress(_Stop): run(b)
+                if kind and not watch.stop and watch.once: once.add(kind)
             return [([by_name[n] for n in names], value) for names, value in watch.groups()]
         finally: watch.close()
     with _reading(model):
@@ -245,7 +259,7 @@ def walk(model,               # a transformers model; the caller changes weights
                 mine = {n: ms for n, ms in users.items() if n in alone and any(id(m) in inside for m in ms)}
                 other = lambda b: others[b][i if len(others[b]) > 1 else 0]
                 def run(b): return _call(block, hidden[b], *other(b))
-                if mine: yield f'{name}.{i}', step, total, gather(mine, run)
+                if mine: yield f'{name}.{i}', step, total, gather(mine, run, (type(block), *(w.removeprefix(f'{name}.{i}.') for w in mine)))
                 done |= set(mine)
                 step += 1
                 if i + 1 < len(blocks):

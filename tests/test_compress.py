@@ -1,6 +1,7 @@
 "Calibrated pruning and quantization against naive float64 oracles, on every kind of model, and on the packaged decoder."
 import math
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -351,6 +352,41 @@ def test_weights_shared_by_two_blocks_are_judged_by_both():
     for h in hooks:
         h.remove()
     assert torch.allclose(found["model.layers.0.mlp.up_proj.weight"], torch.cat(inputs).norm(dim=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_statistics_of_several_batches(family):
+    model, text = tiny(family), words()
+    expected = inputs_of(model, text)
+    for *_, groups in walk(model, text, prunable(model), "norms", batch_size=2):
+        for ws, value in groups:
+            for w in ws:
+                assert torch.allclose(value, expected[w.name].norm(dim=0), rtol=1e-5), w.name
+
+
+def test_a_block_is_left_when_all_its_inputs_are_known():
+    "But not in a pass that leaves one of its modules out, as a gate may"
+    model, text, ran = tiny("llama"), words(), Counter()
+    mlps = [layer.mlp for layer in model.model.layers]
+    for i, mlp in enumerate(mlps):
+        mlp.down_proj.register_forward_hook(lambda *_, i=i: ran.update([i]))
+    for _ in walk(model, text, prunable(model), "norms", batch_size=2):
+        pass
+    assert (ran[0], ran[1]) == (1 + 1 + 3, 1)   # a look at the model; the first batch, measured; three batches on to the next block
+
+    mlp, seen, limit = mlps[1], [], -math.inf
+    def gated(x):
+        seen.append(float(x[0, 0, 0].detach()))
+        return mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)) if seen[-1] > limit else mlp.down_proj(mlp.up_proj(x))
+    mlp.forward = gated
+    for ids in text.input_ids.split(2):
+        model(input_ids=ids)
+    limit = sorted(seen)[1]   # open for one of the three batches
+    found = {w.name: value for *_, groups in walk(model, text, prunable(model), "norms", batch_size=2) for ws, value in groups for w in ws}
+    parts = [inputs_of(model, Calibration(b, {})) for b in text.input_ids.split(2)]
+    for name, value in found.items():
+        assert torch.allclose(value, torch.cat([part[name] for part in parts if name in part]).norm(dim=0), rtol=1e-5), name
+    assert sum("model.layers.1.mlp.gate_proj.weight" in part for part in parts) == 1
 
 
 def test_float64_inputs_are_left_alone():
