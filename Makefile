@@ -56,7 +56,7 @@ check: $(READY)
 readme: $(READY)
 	@BIN=$(BIN); $(RENDER) > README.md
 
-NB ?= 00_core 00_packages 00a_models 00b_tasks 00c_experiments 00d_calibration 00e_questions 01_pruning 01a_quantization 01ab_compress 01b_transfer 01c_scoring 01cb_axes 01cc_harness 01d_difficulty 01da_claims 01db_figures 01e_runner 01ea_sweep 01eb_cli 01ec_appendix
+NB ?= 00_core 00_packages 00a_models 15_tasks 00c_experiments 00d_calibration 00e_questions 01_pruning 01a_quantization 01ab_compress 01b_transfer 01c_scoring 01cb_axes 01cc_harness 01d_difficulty 01da_claims 01db_figures 01e_runner 01ea_sweep 01eb_cli 01ec_appendix
 execute: $(READY)
 	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done

@@ -15,7 +15,7 @@ from junkdna_nb.core import seed_everything
 from junkdna_nb.experiments import GlueConfig
 from junkdna_nb.models import load_classifier, load_tokenizer, resolve_model, resolve_precision
 from junkdna_nb.pruning import make_masks
-from junkdna_nb.tasks import load_task
+from junkdna_nb.base.tasks import load_task
 from junkdna_nb.transfer import MaskCallback, encode, fine_tune
 
 args = arguments(n=960, repeats=3)

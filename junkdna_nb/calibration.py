@@ -17,7 +17,7 @@ from torch import nn
 
 from .core import StudyError, find_file
 from .packages import open_dataset
-from .tasks import editorials
+from .base.tasks import editorials
 
 # %% ../nbs/00d_calibration.ipynb #3f72e1c0
 def _held_out(document): return hashlib.sha256(document.encode()).digest()[0] < 256*0.2

@@ -301,12 +301,14 @@ def code_version() -> str:
     "16 digits that change with any statement of the package that can change a result; comments and docstrings do not count"
     import ast
     found = []
-    for path in sorted(Path(importlib.util.find_spec('junkdna_nb').submodule_search_locations[0]).glob('*.py')):
-        if path.stem in _LOOKING_ON: continue
+    root = Path(importlib.util.find_spec('junkdna_nb').submodule_search_locations[0])
+    for path in sorted(root.rglob('*.py')):
+        module = path.relative_to(root).with_suffix('').parts
+        if module[-1] in _LOOKING_ON or module[0] == 'evidence': continue
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant): node.body[0].value.value = ''
-        found.append([path.stem, ast.dump(tree)])
+        found.append(['.'.join(module), ast.dump(tree)])
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 def environment() -> dict:

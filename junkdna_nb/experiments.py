@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import Config, StudyError, find_file, param, sha256_file
 from .models import check_model_name, model_version
 from .questions import QUESTIONS, question_version
-from .tasks import TASKS, task_version
+from .base.tasks import TASKS, task_version
 
 # %% ../nbs/00c_experiments.ipynb #cee48072
 MODES = ('dense', 'sparse', 'dense_frozen', 'sparse_to_dense', 'quantized')
@@ -73,8 +73,7 @@ class Compressed(Config):
         return {k: v for k, v in fields.items() if k not in idle}
 
     def sources(self):
-        where = QUESTIONS if self.task in QUESTIONS else TASKS
-        return dict(model=model_version(self.model), data=(question_version if where is QUESTIONS else task_version)(self.task))
+        return dict(model=model_version(self.model), data=self.data_version())
 
     def amount(self) -> str:
         "How much is taken away, for names of files and lines of figures"
@@ -84,7 +83,7 @@ class Compressed(Config):
 class GlueConfig(Compressed):
     "Parameters of 02_glue: prune a pre-trained model, fine-tune it on one task, evaluate it"
     experiment = '02_glue'
-    task: str = param('movie', choices=tuple(TASKS))               # a row of the table of tasks
+    task: str = param('movie', choices=lambda: tuple(TASKS))       # a row of the table of tasks
     mode: str = param('sparse', choices=MODES)                     # transfer mode
     data_share: float = param(1.0, '(0, 1]')                       # share of the (capped) training examples
     recipe: str = param('default', choices=RECIPES)                # what the authors' code does differently
@@ -120,6 +119,7 @@ class GlueConfig(Compressed):
         names = super().idle()
         return names if self.prunes else names | {'method', *_TEXT}
 
+    def data_version(self): return task_version(self.task)
     def baseline(self): return None if self.mode == 'dense' else self.but(mode='dense')
 
     def slug(self):
@@ -171,6 +171,7 @@ class DecoderConfig(Compressed):
     def levels_text(self) -> str: return getattr(self, self.axis)
 
     def canonical(self): return super().canonical() | ({self.axis: self.levels} if self.axis else {})
+    def data_version(self): return question_version(self.task)
     def baseline(self): return None if self.method == 'none' else self.but(method='none')
     def slug(self):
         how = [] if self.method == 'none' else [self.amount()]

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from .core import StudyError, nearest
 from .packages import Packaged, dataset_version, fetch, open_dataset, read_member
-from .tasks import EVALS_PACKAGE
+from .base.tasks import EVALS_PACKAGE
 
 # %% ../nbs/00e_questions.ipynb #2abcdc81
 @dataclass(frozen=True)

@@ -215,8 +215,8 @@ _COSTLY = dict(model=8, task=4, max_length=2, recipe=2, options=2, passages=2, s
 def _work(config):
     "How much there is to do, up to a factor of the experiment's own"
     if config.experiment != '02_glue': return (config.max_eval or 2000)*max(1, len(config.levels))*getattr(config, 'draws', 1)
-    from junkdna_nb.tasks import TASKS
-    official = TASKS[config.task].official.get('train', 10_000)
+    from junkdna_nb.base.tasks import TASKS
+    official = TASKS[config.task].rows.get('train', 10_000)
     return config.epochs*config.data_share*min(config.max_train or official, official) + 0.3*(config.max_eval or 2000)
 
 def estimate(tasks:list):   # of `Task`; fills their `seconds`

@@ -20,7 +20,7 @@ from .packages import building
 from .models import ModelSource, count_parameters, load_classifier, load_tokenizer, quiet, resolve_model, resolve_precision
 from .pruning import Masks, Weight, as_bits, certify, hash_weights, make_masks, prunable
 from .quantization import Grid, Quantized, quantize
-from .tasks import METRICS, TaskData, bootstrap_se, load_task, score
+from .base.tasks import METRICS, TaskData, bootstrap_se, load_task, score
 
 import numpy as np
 import torch

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from junkdna_nb.core import StudyError
-from junkdna_nb.tasks import METRICS, TASKS, bootstrap_se, chance_level, load_task, nested_order, score, subset
+from junkdna_nb.base.tasks import METRICS, TASKS, bootstrap_se, chance_level, load_task, nested_order, score, subset
 
 labels = st.lists(st.integers(0, 3), min_size=4, max_size=300)
 

@@ -9,7 +9,7 @@ from junkdna_nb.experiments import GlueConfig
 from junkdna_nb.models import load_classifier, load_tokenizer, resolve_model, resolve_precision
 from junkdna_nb.pruning import Masks, certify, make_masks, prunable
 from junkdna_nb.quantization import Grid
-from junkdna_nb.tasks import TASKS, load_task
+from junkdna_nb.base.tasks import TASKS, load_task
 from junkdna_nb.transfer import MaskCallback, Mode, QuantizeCallback, encode, fine_tune, last_checkpoint, run
 
 SMALL = dict(max_train=48, max_eval=40, epochs=2, max_length=24, batch_size=8)   # 6 steps an epoch
