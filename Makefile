@@ -16,7 +16,7 @@ help:
 	@echo "               SPARSITY=0.5 TASK=sarcasm MODE=dense_frozen MODEL=mpnet SEED=42 ARGS='epochs=3 max_train=0'"
 	@echo "make test      nbdev_test, pytest, and the check that generated files are up to date"
 	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; half an hour; ONLY=scoring for one)"
-	@echo "make verdict   render 07-09 and the table of claims from the records there are"
+	@echo "make verdict   render 07-09 and the table of claims from the study's records"
 	@echo "make appendix  render all notebooks as a small web site, site/index.html"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"

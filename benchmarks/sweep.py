@@ -31,6 +31,7 @@ def timed(*words, **env):
 
 with tempfile.TemporaryDirectory() as d:
     d = Path(d)
+    os.environ["JUNKDNA_STUDY"] = str(d / "study")   # nothing is found there
     (d / "grid.json").write_text(json.dumps(grid))   # JSON is YAML
     ours, told = timed(BIN / "junkdna", "sweep", d / "grid.json", "--jobs", args.jobs, JUNKDNA_RUNS=str(d / "ours"))
     print(*told.replace(f"{d}/", "").strip().splitlines()[-3:], sep="\n")

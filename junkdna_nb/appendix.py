@@ -9,7 +9,7 @@ __all__ = ['CSS', 'PAGE', 'GROUPS', 'about', 'build']
 import html, json, re, shutil
 from pathlib import Path
 
-from .core import StudyError, project_root, runs_dir, write_atomic
+from .core import StudyError, project_root, study_dir, write_atomic
 
 # %% ../nbs/01ec_appendix.ipynb #77c1044c
 CSS = '''
@@ -77,15 +77,15 @@ GROUPS = {'Results': '0[7-9]', 'Experiments': '0[2-6]', 'The package': '0[01]', 
 
 def build(site=None,   # folder to write; `site/` of the project if not given
     ) -> Path:         # of the contents page
-    "Render the notebooks, and the executed ones beside the records, as a static site"
+    "Render the notebooks, and the executed ones beside the study's records, as a static site"
     import nbformat
     from pygments.formatters import HtmlFormatter
     root, site = project_root(), Path(site or project_root()/'site')
-    sources = [root/'nbs'/'index.ipynb', *sorted(p for p in (root/'nbs').glob('*.ipynb') if p.name != 'index.ipynb'), *sorted(p for p in runs_dir().glob('*/*.ipynb') if not p.name.startswith('.') and '.failed.' not in p.name)]
+    sources = [root/'nbs'/'index.ipynb', *sorted(p for p in (root/'nbs').glob('*.ipynb') if p.name != 'index.ipynb'), *sorted(p for p in study_dir().glob('*/*.ipynb') if not p.name.startswith('.') and '.failed.' not in p.name)]
     pages = {p.name: f'{p.stem}.html' for p in sources}
     notebooks = {p: nbformat.read(p, 4) for p in sources}
     titles = {p: about(nb) for p, nb in notebooks.items()}
-    runs = [p for p in sources if p.parent.parent == runs_dir()]
+    runs = [p for p in sources if p.parent.parent == study_dir()]
     for p in runs: titles[p] = (p.stem, f'an executed {p.parent.name}')
     tmp = site.with_name(f'.tmp-{site.name}')
     shutil.rmtree(tmp, ignore_errors=True)

@@ -18,7 +18,7 @@ import torch
 
 from .calibration import load_text
 from .compress import compress
-from .core import StudyError, load_items, load_levels, run_with_baseline, seed_everything
+from .core import StudyError, comparable, load_items, load_levels, run_with_baseline, seed_everything
 from .experiments import DecoderConfig
 from .models import ModelSource, cast_, count_parameters, load_decoder, load_tokenizer, resolve_model, resolve_precision
 from .pruning import certify
@@ -273,7 +273,7 @@ _COMPRESSION = {'method', 'pattern', 'sparsity', 'granularity', 'n_kept', 'm_gro
 
 def siblings(record:dict) -> pd.DataFrame:   # one row per run and level, with a column `how`
     "All runs that differ from this one in the compression only, with their dense model"
-    rows = load_levels(record['experiment'])
+    rows = comparable(load_levels(record['experiment']), record)
     for field in set(record['config']) - _COMPRESSION - set(record['unused']): rows = rows[rows[field] == record['config'][field]]
     rows = rows[[f == record['fingerprints'] for f in rows['fingerprints']]]
     def how(r):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
-from .core import StudyError, load_items, load_record, load_runs
+from .core import StudyError, arithmetic_of, load_items, load_record, load_runs
 from .difficulty import Unit, aligned, between_seeds, bootstrap_p, breaking_points, cartography, contrast, detectable, equivalence, flips, holm, interval, isotonic_p, moments, page, pooled, resample, reversal, taus, usable, v_information
 
 # %% ../nbs/01da_claims.ipynb #f3cf7c13
@@ -37,19 +37,21 @@ class Study:
     def __init__(self, model:str='',   # this model only
                  seeds=(),             # these seeds only
                  scale:str='',         # only records whose scale has these words, e.g. '2 epochs'
+                 mine:bool=False,      # the user's own records as well as the study's
         ):
-        rows = load_runs()
+        rows = load_runs(where='all' if mine else 'study').drop_duplicates(['experiment', 'digest', 'arithmetic'])   # of a run in both places, the user's own
+        self.mine = int((rows['of'] == 'mine').sum())
         self.records = [load_record(p) for p in (rows.path if len(rows) else ())]
         if model: self.records = [r for r in self.records if r['config']['model'] == model]
         if seeds: self.records = [r for r in self.records if r['config']['seed'] in seeds]
         if scale: self.records = [r for r in self.records if scale in r['scale']]
         self._items, self._groups, self.notes = {}, defaultdict(list), []
-        for r in self.records: self._groups[r['experiment'], json.dumps({k: v for k, v in r['config'].items() if k not in _VARIED} | {'origin': r['origin']}, sort_keys=True)].append(r)   # a mirror's subset and the hub's whole are two things
+        for r in self.records: self._groups[r['experiment'], json.dumps({k: v for k, v in r['config'].items() if k not in _VARIED} | {'origin': r['origin'], 'arithmetic': arithmetic_of(r)}, sort_keys=True)].append(r)   # a mirror's subset and the hub's whole are two things
 
     def items(self, record):
         "Items of a record, read once"
-        if record['digest'] not in self._items: self._items[record['digest']] = load_items(record)
-        return self._items[record['digest']]
+        if record['path'] not in self._items: self._items[record['path']] = load_items(record)
+        return self._items[record['path']]
 
     def models(self, experiment:str) -> list:
         "Models of one experiment, the one with most records first"

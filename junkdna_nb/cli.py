@@ -12,10 +12,12 @@ from datetime import datetime
 from pathlib import Path
 
 from fastcore.script import Param, anno_parser
-from .core import StudyError, cache_dir, check_writable, load_items, load_record, load_runs, nearest, project_root, runs_dir, stale, unheld
+from .core import (StudyError, arithmetic_of, cache_dir, check_writable, load_items, load_record, load_runs,
+                             machine_precision, nearest, project_root, record_places, runs_dir, stale, study_dir,
+                             unheld)
 from .experiments import EXPERIMENTS, closing_lines, get_experiment
 from .runner import THREADS, claim, relative, run_notebook
-from .sweep import estimate, make_plan, read_grid, run_tasks
+from .sweep import cluster_precision, estimate, make_plan, read_grid, run_tasks
 
 # %% ../nbs/01eb_cli.ipynb #0bc20bc6
 def parse_params(cls,    # a configuration class
@@ -84,7 +86,7 @@ def sweep(grid:str,               # a YAML file, e.g. nbs/configs/smoke.yaml
     if not memory > 0: raise StudyError(f"memory={memory} is out of range (allowed: more than 0)")
     if needs and not scheduler: raise StudyError('resources need a cluster whose workers offer them (give --scheduler)')
     points, merged = read_grid(grid, block)
-    todo, rest = make_plan(points, force, only)
+    todo, rest = make_plan(points, force, only, cluster_precision(scheduler, needs) if scheduler else None)
     estimate(todo)
     from junkdna_nb.sweep import machine
     slots = machine(jobs, threads, memory)[0] if not scheduler else None
@@ -143,31 +145,58 @@ def find_runs(filters=(),   # words name=value; a bare word is an experiment
             runs = runs[(runs[name].astype(str).str.lower() == value.lower()) | (pd.to_numeric(runs[name], errors='coerce') == number)]
     return runs
 
+# %% ../nbs/01eb_cli.ipynb #e985419d
 def runs(filters:Param('an experiment and name=value pairs, e.g. 02_glue task=movie status=failed', opt=False, nargs='*')=(),
          csv:bool=False,     # all columns as CSV
          json:bool=False):   # all columns as JSON
-    "List the records there are."
+    "List the records there are: one's own (mine) and the study's."
     found = find_runs(filters)
     if csv: print(found.to_csv(index=False), end=''); return
     if json: print(found.to_json(orient='records', indent=1)); return
-    if not len(found): print(f'no records under {relative(runs_dir())} match'); return
-    head, rows = ('experiment', 'task', 'model', 'mode', 'method', 'amount', 'seed', 'metric', 'score', 'n', 'relative %', 'status', 'age', 'digest'), []
+    if not len(found): print(f'no records under {_places()} match'); return
+    head, rows = ('experiment', 'task', 'model', 'mode', 'method', 'amount', 'seed', 'metric', 'score', 'n', 'relative %', 'status', 'age', 'arithmetic', 'of', 'digest'), []
     number = lambda x: x is not None and x == x
     for r in found.sort_values(['experiment', 'task', 'model', 'created']).to_dict('records'):
         score = f"{r['value']:.3f} ± {r['se']:.3f}" if number(r['value']) else '-'
         relative_ = f"{r['relative_performance']:.1f} ± {r['relative_se']:.1f}" if number(r['relative_performance']) else '-'
-        rows.append((r['experiment'], r['task'], r['model'], *_how(r), f"{r['seed']:.0f}", r['metric'] if isinstance(r['metric'], str) else '-', score, f"{r['n']:.0f}" if number(r['n']) else '-', relative_, r['status'], _age(r['created']), r['digest']))
+        rows.append((r['experiment'], r['task'], r['model'], *_how(r), f"{r['seed']:.0f}", r['metric'] if isinstance(r['metric'], str) else '-', score, f"{r['n']:.0f}" if number(r['n']) else '-', relative_, r['status'], _age(r['created']), r['arithmetic'] or '-', r['of'], r['digest']))
     print(_table(rows, head, most=10**6))
     for r in found[found['status'] == 'failed'].to_dict('records'): print(f"{r['digest']} failed: {str(r['error'])[:200]}")
     print(f"{len(rows)} records" + (f", {sum(found['status'] == 'failed')} failed" if (found['status'] == 'failed').any() else ''))
 
-def find_digest(digest:str) -> dict:   # a record
-    "The record whose digest begins so"
-    found = sorted(runs_dir().glob(f'*/*{digest}*.json')) if re.fullmatch(r'[0-9a-f]{3,12}', digest) else []
-    found = [p for p in found if p.name[-17:-5].startswith(digest)]
-    if len(found) != 1: raise StudyError(f"digest={digest!r} names {len(found)} records under {relative(runs_dir())} (allowed: the beginning of one digest; junkdna runs lists them)")
-    return load_record(found[0])
+# %% ../nbs/01eb_cli.ipynb #b6b7fbc0
+def _places():
+    "Where records are looked for, for messages"
+    return ' and '.join(str(relative(folder)) for _, folder in record_places())
 
+def _with_digest(digest):
+    "Files of records whose digest begins so: own ones first, then the study's"
+    if not re.fullmatch(r'[0-9a-f]{3,12}', digest):
+        return []
+    found = []
+    for _, folder in record_places():
+        found += sorted(folder.glob(f'*/*{digest}*.json'))
+    return [path for path in found if path.name[-17:-5].startswith(digest)]
+
+def find_digest(digest:str) -> dict:   # a record
+    "The record whose digest begins so; of several with one digest an own one, and in this machine's arithmetic, if there is one"
+    found = _with_digest(digest)
+    names = len({path.name[-17:-5] for path in found})
+    if names != 1:
+        raise StudyError(f"digest={digest!r} names {names} runs under {_places()} "
+                         "(allowed: the beginning of one digest; junkdna runs lists them)")
+    records, error = [], None
+    for path in found:
+        try:
+            records.append(load_record(path))
+        except StudyError as e:
+            error = e
+    if not records:
+        raise error
+    here = lambda r: arithmetic_of(r) == machine_precision(r['config'].get('precision', 'auto'))
+    return min(records, key=lambda r: (r['status'] != 'ok', not here(r)))   # min keeps the order of equals
+
+# %% ../nbs/01eb_cli.ipynb #4992814e
 def show(digest:str):   # its first digits, as `junkdna runs` shows them
     "Everything about one record."
     r = find_digest(digest)
@@ -181,11 +210,18 @@ def show(digest:str):   # its first digits, as `junkdna runs` shows them
     for name, d in (r.get('certificate') or {}).items(): print(f'certificate at {name}:', flat(d))
     if r.get('timings'): print('seconds:', flat(r['timings']))
     print('machine:', flat({k: env.get(k) for k in ('cpu', 'device', 'threads', 'precision', 'python') if env.get(k)}), '|', flat({k: v for k, v in env.get('versions', {}).items() if k in ('torch', 'transformers')}), '|', flat(env.get('code', {})))
+    others = [relative(p) for p in _with_digest(r['digest']) if p != path]
+    if others:
+        print('of the same configuration:', *others)
     print('files:', ', '.join(f'{relative(p)} ({p.stat().st_size/1e3:.0f} kB)' for p in sorted(path.parent.glob(f"{r['name']}.*"))))
 
+# %% ../nbs/01eb_cli.ipynb #c5ffc02e
 def clean(yes:bool=False):   # do not ask
-    "Remove what no record refers to: leftovers of killed runs, notebooks and figures without a record."
+    "Remove what no record of one's own refers to: leftovers of killed runs, notebooks and figures without a record."
     base, names = runs_dir(), {}
+    if base.resolve() == study_dir().resolve():
+        print(f'nothing to remove: {relative(base)} is the study, which is not tidied by a command')
+        return
     for path in sorted(base.glob('*/*.json')):
         names[path.with_suffix('')] = {}   # whatever is in it: its files are not ours to remove
         with contextlib.suppress(StudyError): names[path.with_suffix('')] = load_record(path)
@@ -239,7 +275,7 @@ def rerun(digest:str,        # its first digits, as `junkdna runs` shows them
     runs, base = Path(old['path']).parent, config.baseline()
     with tempfile.TemporaryDirectory(prefix='junkdna-rerun-') as d:
         folder = Path(d)/config.experiment; folder.mkdir()
-        for path in runs.glob(f'{base.name}.*') if base else (): shutil.copy2(path, folder)
+        for path in runs.glob(f'*{base.digest}.*') if base else (): shutil.copy2(path, folder)
         told = dict(JUNKDNA_RUNS=d) | {k: str(old['environment']['threads']) for k in THREADS}   # sums depend on the number of threads
         before = {k: os.environ.get(k) for k in told}
         os.environ.update(told)
@@ -257,13 +293,18 @@ _BEGIN, _END = '<!-- verdicts begin -->', '<!-- verdicts end -->'
 def verdict(model:str='',        # records of this model only
             seeds:str='',        # these seeds only, e.g. '41 42'
             scale:str='',        # only records whose scale has these words, e.g. '2 epochs'
+            mine:bool=False,     # one's own records as well as the study's
             write:bool=False):   # put the table, and the verdicts of the map, into nbs/index.ipynb as well
-    "Judge every claim from the records there are, and print the table."
+    "Judge every claim from the study's records, and print the table."
     from junkdna_nb.claims import Study, judge, mapped, markdown, said, table
-    study = Study(model, [int(s) for s in seeds.split()], scale)
+    if mine and write:
+        raise StudyError("write=True with mine=True would put one's own records into the study's table (allowed: one of them)")
+    study = Study(model, [int(s) for s in seeds.split()], scale, mine=mine)
     rows = judge(study)
     text = markdown(table(rows))
     print(text, said(study, rows), sep='\n\n')
+    if mine:
+        print(f"\nWith {study.mine} records of one's own under {relative(runs_dir())}; without --mine the study's alone are judged.")
     if not write: return
     import nbformat
     path = project_root()/'nbs'/'index.ipynb'
@@ -290,7 +331,7 @@ def main(argv=None) -> int:
         return 0 if argv else 2
     try:
         if argv[0] not in COMMANDS: raise StudyError(f"unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)} (allowed: {', '.join(COMMANDS)})")
-        for place in ('JUNKDNA_ROOT', 'JUNKDNA_RUNS', 'JUNKDNA_CACHE', 'JUNKDNA_MIRROR'):   # the kernel works in another folder
+        for place in ('JUNKDNA_ROOT', 'JUNKDNA_RUNS', 'JUNKDNA_STUDY', 'JUNKDNA_CACHE', 'JUNKDNA_MIRROR'):   # the kernel works in another folder
             if os.environ.get(place): os.environ[place] = str(Path(os.environ[place]).expanduser().resolve())
         words = [re.sub(r'^--[a-z-]+', lambda m: '--' + m[0][2:].replace('-', '_'), w) for w in argv[1:]]   # --dry-run is --dry_run
         given = vars(anno_parser(COMMANDS[argv[0]], prog=f'junkdna {argv[0]}').parse_args(words))

@@ -11,7 +11,9 @@ import contextlib, json, os, re, select, signal, subprocess, sys, tempfile, time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .core import Config, StudyError, check_writable, code_version, environment, forget, hold, load_record, new_record, project_root, remove_stale, runs_dir, save_record, temporary_for, valid_record
+from .core import (Config, StudyError, check_writable, code_version, environment, forget, hold,
+                             load_record, machine_precision, new_record, project_root, remove_stale,
+                             runs_dir, save_record, temporary_for, valid_record)
 from .experiments import get_experiment
 
 # %% ../nbs/01e_runner.ipynb #f44bac14
@@ -37,10 +39,14 @@ def record_failure(config:Config,
                    error:str,        # one line
                    lines=(),         # the last ones of a traceback
                    notebook=None,    # of the failed run, if there is one
+                   precision=None,   # of the machine that failed; None: of this one
     ) -> bool:                       # is it written?
     "Leave a record that says why a run has failed; a good record of an earlier run stays"
-    if valid_record(config): return False
-    record = {**new_record(config), 'status': 'failed', 'error': ' '.join(error.split()), 'traceback': [*lines][-20:], 'notebook': Path(notebook).name if notebook else None, 'environment': environment()}
+    if valid_record(config, precision):
+        return False
+    record = new_record(config, precision) | dict(
+        status='failed', error=' '.join(error.split()), traceback=[*lines][-20:],
+        notebook=Path(notebook).name if notebook else None, environment=environment())
     try: save_record(record)
     except StudyError: return False   # a full disk has no room for this either
     return True
@@ -107,7 +113,7 @@ def run_notebook(config:Config,   # of the experiment; its class names the noteb
         with tempfile.TemporaryDirectory(prefix='junkdna-', dir='/tmp' if len(tempfile.gettempdir()) > 60 else None) as sockets, _alarm(60*minutes, end):   # the kernel talks through files of ours and not through open ports
             papermill.execute_notebook(str(source), str(tmp), parameters=params, kernel_name='python3', cwd=str(source.parent), progress_bar=False, stdout_file=out, stderr_file=out, iopub_timeout=120,
                                        kernel_manager_class=manager, config=Traits(KernelManager=dict(transport='ipc', ip=f'{sockets}/kernel')))
-        record = valid_record(config)
+        record = valid_record(config, where='mine')   # where runs write; the study's is another run
         if record is None: raise StudyError('the notebook ended without a record')
         _finish(tmp, final)
         return record, final
@@ -234,7 +240,7 @@ def perform(request:dict,           # experiment, params, minutes, keep, force
             keep = request.get('keep', 'notebooks')
             try: record, notebook = run_notebook(config, request['params'], kernel() if kernel else None, request.get('minutes', 0), keep=keep)
             except StudyError as e:
-                made = valid_record(config)
+                made = valid_record(config, where='mine')
                 if made and Path(made['path']).stat().st_mtime >= start: return {**out, 'status': 'ok', 'line': in_brief(made), 'error': f'the record is made, the notebook ended badly: {e}'}
                 return {**out, 'status': 'unborn' if isinstance(e, KernelStartError) else 'failed', 'error': str(e)}
             times, size = _times(record, notebook, start, time.time() - start), notebook.stat().st_size
@@ -259,6 +265,7 @@ def _warm_up():
         if _abandoned(): os._exit(0)
         importlib.import_module(name)
     code_version()
+    machine_precision()   # asked once; the forks have the answer
     tasks = Path('/proc/self/task')
     threads = [name for t in (tasks.iterdir() if tasks.is_dir() else ()) if (name := (t/'comm').read_text().strip()) != 'jemalloc_bg_thd']   # which starts itself again in a fork
     if len(threads) > 1: print(f"the warm process runs {len(threads)} threads ({', '.join(threads)}) instead of one; they do not survive a fork", file=sys.stderr)

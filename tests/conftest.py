@@ -8,14 +8,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+STUDY = ROOT / "papermill_runs" / "study"
 MIRROR = Path(os.environ.get("JUNKDNA_MIRROR") or ROOT.parent / "shared" / "data")
 
 
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
-    "Records of every test go to a folder of its own."
+    "Records of every test go to a folder of its own, and it sees no others."
     folder = tmp_path / "runs"
     monkeypatch.setenv("JUNKDNA_RUNS", str(folder))
+    monkeypatch.setenv("JUNKDNA_STUDY", str(tmp_path / "study"))
     monkeypatch.delenv("IN_TEST", raising=False)
     return folder
 
@@ -37,17 +39,19 @@ def command(*words, cwd=ROOT, env=None, **kw):
 
 def committed_files():
     "Records under version control; all there are where git does not answer"
-    told = subprocess.run(["git", "ls-files", "papermill_runs"], cwd=ROOT, capture_output=True, text=True)
-    found = [ROOT / f for f in told.stdout.splitlines()] if told.returncode == 0 and told.stdout else list((ROOT / "papermill_runs").rglob("*"))
+    told = subprocess.run(["git", "ls-files", STUDY.relative_to(ROOT)], cwd=ROOT, capture_output=True, text=True)
+    found = [ROOT / f for f in told.stdout.splitlines()]
+    if told.returncode or not found:
+        found = list(STUDY.rglob("*"))
     return [f for f in found if f.suffix in (".json", ".parquet")]
 
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory):
-    "A copy of the records that come with the project"
+    "A copy of the study's records; a test that reads them sets JUNKDNA_STUDY to it"
     folder = tmp_path_factory.mktemp("committed")
     for f in committed_files():
-        target = folder / f.relative_to(ROOT / "papermill_runs")
+        target = folder / f.relative_to(STUDY)
         target.parent.mkdir(exist_ok=True)
         shutil.copy2(f, target)
     return folder

@@ -207,6 +207,11 @@ def test_no_records_at_all(runs):
     assert "0 records" in said(study, verdicts) and not len(difficulty_table(study)) and not len(flips_table(study)) and not len(monotone_table(study)) and not len(modes_table(study)) and not len(drops_table([]))
 
 
+@pytest.fixture(autouse=True)
+def study_is_where_runs_write(runs, monkeypatch):
+    monkeypatch.setenv("JUNKDNA_STUDY", str(runs))
+
+
 @pytest.fixture
 def copied(runs, committed):
     "The committed records, to be changed"

@@ -8,19 +8,19 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from conftest import ROOT, command
+from conftest import ROOT, STUDY, command
 from matplotlib.testing.compare import compare_images
 
 from junkdna_nb.claims import Study, judge
-from junkdna_nb.core import load_items, load_record, load_runs
+from junkdna_nb.core import arithmetic_of, load_items, load_record, load_runs
 from junkdna_nb.experiments import EXPERIMENTS, closing_lines, get_experiment
 from junkdna_nb.sweep import read_grid
 
 
 @pytest.fixture
 def records(committed, monkeypatch):
-    monkeypatch.setenv("JUNKDNA_RUNS", str(committed))
-    return [load_record(p) for p in load_runs(status=None).path]
+    monkeypatch.setenv("JUNKDNA_STUDY", str(committed))
+    return [load_record(p) for p in load_runs(status=None, where="study").path]
 
 
 def test_records_are_intact_and_few_megabytes(records, committed):
@@ -44,7 +44,8 @@ def test_every_record_is_a_point_of_the_study(records):
     known = [p.config for p in points] + [get_experiment(e).make() for e in EXPERIMENTS]   # or what a notebook runs by default
     known += [dense for c in known if (dense := c.baseline())]
     known = [(c.experiment, asdict(c)) for c in known]
-    assert not [r["name"] for r in records if (r["experiment"], r["config"]) not in known]
+    made = [(r["name"], r["experiment"], get_experiment(r["experiment"]).make(**r["config"])) for r in records]
+    assert not [name for name, experiment, config in made if (experiment, asdict(config)) not in known]
 
 
 def asked(c):
@@ -98,7 +99,7 @@ def rendered(committed, tmp_path_factory):
     "07 to 09 executed on the committed records: (notebooks, folder of the figures)"
     folder, notebooks = tmp_path_factory.mktemp("rendered"), {}
     with pytest.MonkeyPatch.context() as m:
-        for name, value in dict(JUNKDNA_RUNS=committed, TMPDIR=folder, IN_TEST=1).items():   # as a test they leave their figures in the temporary folder
+        for name, value in dict(JUNKDNA_STUDY=committed, TMPDIR=folder, IN_TEST=1).items():   # as a test they leave their figures in the temporary folder
             m.setenv(name, str(value))
         for name in ("07_true_gem", "08_quantization", "09_difficulty"):
             notebooks[name] = papermill.execute_notebook(ROOT / "nbs" / f"{name}.ipynb", folder / f"{name}.ipynb", cwd=ROOT / "nbs", kernel_name="python3", progress_bar=False, iopub_timeout=120)
@@ -148,17 +149,18 @@ def test_what_is_said_of_the_claims_is_what_was_found(rendered):
 
 def test_the_example_in_the_readme_is_a_committed_record(records):
     text = (ROOT / "README.md").read_text()
-    name = re.search(r"^files:  papermill_runs/02_glue/(\S+)\.ipynb", text, re.M)[1]
-    record = next(r for r in records if r["name"] == name)
+    name = re.search(r"^files:  papermill_runs/02_glue/(\S+)\.ipynb", text, re.M)[1]   # where a user's run writes
+    record = next(r for r in records if name.endswith(r["digest"]))
+    assert name == get_experiment("02_glue").make(**record["config"]).name_with(arithmetic_of(record))
     assert "\n".join(closing_lines(record)) in text and committed_notebook(record).is_file()
 
 
-def committed_notebook(record): return ROOT / "papermill_runs" / record["experiment"] / f"{record['name']}.ipynb"
+def committed_notebook(record): return STUDY / record["experiment"] / f"{record['name']}.ipynb"
 
 
 def test_every_experiment_has_an_executed_notebook():
     for name in EXPERIMENTS:
-        found = [n for n in (ROOT / "papermill_runs" / name).glob("*.ipynb") if ".failed." not in n.name and not n.name.startswith(".")]
+        found = [n for n in (STUDY / name).glob("*.ipynb") if ".failed." not in n.name and not n.name.startswith(".")]
         assert found, name
         for path in found:
             outputs = [o for c in nbformat.read(path, 4).cells for o in c.get("outputs", ())]
