@@ -19,7 +19,7 @@ import torch
 from .calibration import load_text
 from .compress import compress
 from .core import StudyError, load_items, load_levels, run_with_baseline, seed_everything
-from .experiments import DecoderConfig
+from .experiments import DecoderConfig, fill_later
 from .models import ModelSource, cast_, count_parameters, load_decoder, load_tokenizer, resolve_model, resolve_precision
 from .pruning import certify
 from .questions import QuestionData, answer_f1, answer_texts, chat_template, demonstrations, exact_match, load_questions, prompt, holds_answer, with_options, with_passages
@@ -52,7 +52,7 @@ def _shots(data, k, seed):
 def _for_options(config, data, ask):
     for n in config.levels or range(2, _usual_options(data) + 1):
         for draw in range(1 if config.style == 'cloze' else config.draws):
-            cut = lambda q: with_options(q, n, f'{config.seed}:{draw}')
+            cut = lambda q: with_options(q, n, f'{config.seed}:{draw}', config.distractors)
             shots, asked = _shots(data, config.shots, config.seed), tuple(cut(q) for q in data.asked)
             yield Condition(n, draw, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
 
@@ -64,7 +64,7 @@ def _for_passages(config, data, ask):
         if len(found) < config.shots: raise StudyError(f"shots={config.shots}: question {q.id!r} has only {len(found)} demonstrations that do not hold its answer (allowed: 0 to {len(found)})")
         return found
     for n in config.levels:
-        shown = lambda q: with_passages(data, q, n - 1, config.position, {s.passage for s in shots(q)}) if n else ()
+        shown = lambda q: with_passages(data, q, n - 1, config.position, {s.passage for s in shots(q)}, config.distractors) if n else ()
         yield Condition(n, 0, data.asked, tuple(ask(q, shots(q), shown(q), n > 0) for q in data.asked))
 
 def _for_shots(config, data, ask):
@@ -77,7 +77,7 @@ def _possible(config, data): return [k for k in config.levels if k <= _most_shot
 
 def _for_formats(config, data, ask):
     shots = _shots(data, config.shots, config.seed)
-    cut = lambda q: with_options(q, config.options, config.seed)
+    cut = lambda q: with_options(q, config.options, config.seed, config.distractors)
     asked = tuple(cut(q) for q in data.asked)
     yield Condition('choice', 0, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
     yield Condition('open', 0, data.asked, tuple(ask(q, shots(q)) for q in data.asked))
@@ -273,7 +273,7 @@ _COMPRESSION = {'method', 'pattern', 'sparsity', 'granularity', 'n_kept', 'm_gro
 
 def siblings(record:dict) -> pd.DataFrame:   # one row per run and level, with a column `how`
     "All runs that differ from this one in the compression only, with their dense model"
-    rows = load_levels(record['experiment'])
+    rows = fill_later(load_levels(record['experiment']), record['experiment'])
     for field in set(record['config']) - _COMPRESSION - set(record['unused']): rows = rows[rows[field] == record['config'][field]]
     rows = rows[[f == record['fingerprints'] for f in rows['fingerprints']]]
     def how(r):

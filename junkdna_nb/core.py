@@ -47,9 +47,10 @@ def param(default,             # the default; its type is the field's type
           choices=None,        # allowed values, or a function returning them; for strings
           check=None,          # a further check: value -> None, or raise `StudyError`
           runtime:bool=False,  # True: cannot change the result, left out of the digest
+          later:bool=False,    # True: added after records were made, left out of the digest while at its default
          ):
     "A configuration field with its allowed values"
-    return field(default=default, metadata=dict(within=within, choices=choices, check=check, runtime=runtime))
+    return field(default=default, metadata=dict(within=within, choices=choices, check=check, runtime=runtime, later=later))
 
 def _inside(x, within):
     "Is the number x inside the interval written `within`?"
@@ -100,10 +101,14 @@ class Config:
         "Raise `StudyError` if fields contradict each other"
     def canonical(self) -> dict:
         "Field -> value, with the fields that cannot matter left out"
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata['runtime']}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata['runtime'] and not self._as_before(f)}
+    def _as_before(self, f):
+        "Is this a later field at its default?"
+        return f.metadata['later'] and getattr(self, f.name) == f.default
     def unused(self) -> list:
         "Fields that have no effect on this configuration's result"
-        return sorted({f.name for f in dataclasses.fields(self) if not f.metadata['runtime']} - set(self.canonical()))
+        counted = {f.name for f in dataclasses.fields(self) if not f.metadata['runtime'] and not self._as_before(f)}
+        return sorted(counted - set(self.canonical()))
     def sources(self) -> dict:
         "Name -> version of what a result depends on beside the parameters: the model, the data"
         return {}
