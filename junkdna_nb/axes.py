@@ -52,7 +52,7 @@ def _shots(data, k, seed):
 def _for_options(config, data, ask):
     for n in config.levels or range(2, _usual_options(data) + 1):
         for draw in range(1 if config.style == 'cloze' else config.draws):
-            cut = lambda q: with_options(q, n, f'{config.seed}:{draw}')
+            cut = lambda q: with_options(q, n, f'{config.seed}:{draw}', config.distractors)
             shots, asked = _shots(data, config.shots, config.seed), tuple(cut(q) for q in data.asked)
             yield Condition(n, draw, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
 
@@ -64,7 +64,7 @@ def _for_passages(config, data, ask):
         if len(found) < config.shots: raise StudyError(f"shots={config.shots}: question {q.id!r} has only {len(found)} demonstrations that do not hold its answer (allowed: 0 to {len(found)})")
         return found
     for n in config.levels:
-        shown = lambda q: with_passages(data, q, n - 1, config.position, {s.passage for s in shots(q)}) if n else ()
+        shown = lambda q: with_passages(data, q, n - 1, config.position, {s.passage for s in shots(q)}, config.distractors) if n else ()
         yield Condition(n, 0, data.asked, tuple(ask(q, shots(q), shown(q), n > 0) for q in data.asked))
 
 def _for_shots(config, data, ask):
@@ -77,7 +77,7 @@ def _possible(config, data): return [k for k in config.levels if k <= _most_shot
 
 def _for_formats(config, data, ask):
     shots = _shots(data, config.shots, config.seed)
-    cut = lambda q: with_options(q, config.options, config.seed)
+    cut = lambda q: with_options(q, config.options, config.seed, config.distractors)
     asked = tuple(cut(q) for q in data.asked)
     yield Condition('choice', 0, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
     yield Condition('open', 0, data.asked, tuple(ask(q, shots(q)) for q in data.asked))

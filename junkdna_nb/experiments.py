@@ -8,7 +8,7 @@ __all__ = ['MODES', 'GRANULARITY_NAMES', 'METHOD_GRANULARITIES', 'METHOD_NAMES',
            'ContextConfig', 'ShotsConfig', 'FormatConfig', 'get_experiment', 'closing_lines']
 
 # %% ../nbs/00c_experiments.ipynb #0ad132a8
-import re
+import dataclasses, re
 from dataclasses import dataclass
 from pathlib import Path
 from .core import Config, StudyError, find_file, param, sha256_file
@@ -86,8 +86,10 @@ class GlueConfig(Compressed):
     task: str = param('movie', choices=lambda: tuple(TASKS))       # a row of the table of tasks
     mode: str = param('sparse', choices=MODES)                     # transfer mode
     data_share: float = param(1.0, '(0, 1]')                       # share of the (capped) training examples
+    input_share: float = param(1.0, '(0, 1]', later=True)          # share of the words of every text that is kept
     recipe: str = param('default', choices=RECIPES)                # what the authors' code does differently
     epochs: int = param(2, '[1, 1000]')                            # passes over the training examples
+    steps: int = param(0, '[0, 1000000000]', later=True)           # optimizer steps; 0: as many as the epochs give
     batch_size: int = param(32, '[1, 4096]')                       # examples per forward pass
     accumulation: int = param(1, '[1, 1024]')                      # forward passes per optimizer step
     learning_rate: float = param(1e-4, '(0, 1]')                   # peak of the linear schedule
@@ -114,9 +116,11 @@ class GlueConfig(Compressed):
         if self.dynamics and self.save_steps: raise StudyError("save_steps must be 0 with dynamics=True: the epochs before an interruption would be lost")
         if self.recipe == 'reference' and self.mode == 'dense_frozen' and self.save_steps:
             raise StudyError("save_steps must be 0 with recipe='reference' and mode='dense_frozen': the values it restores are not in its checkpoints")
+        if self.inputs == 'none' and self.input_share < 1:
+            raise StudyError(f"input_share={self.input_share} has no words to keep with inputs='none' (allowed: 1.0)")
 
     def idle(self):
-        names = super().idle()
+        names = super().idle() | ({'epochs'} if self.steps else set())
         return names if self.prunes else names | {'method', *_TEXT}
 
     def data_version(self): return task_version(self.task)
@@ -125,6 +129,10 @@ class GlueConfig(Compressed):
     def slug(self):
         how = [] if self.mode == 'dense' else [self.amount()] if self.rounds else [self.method, self.amount()]
         share = [] if self.data_share == 1 else [f'data{self.data_share:g}']
+        if self.input_share < 1:
+            share.append(f'words{self.input_share:g}')
+        if self.steps:
+            share.append(f'steps{self.steps}')
         return [self.task, self.model, self.mode, *how, *share, *([] if self.recipe == 'default' else [self.recipe]), *(['null'] if self.inputs == 'none' else []), f'seed{self.seed}']
 
 # %% ../nbs/00c_experiments.ipynb #bdc57541
@@ -136,6 +144,7 @@ class DecoderConfig(Compressed):
     "Common to 03-06: compress a pre-trained decoder, ask it, compare with the dense one"
     axis = ''                                                      # the field that holds the levels
     every = False                                                  # may it say 'all'?
+    distractors = 0                                                # draw of what is wrong; a parameter where there is something to draw
     lowest = 0                                                     # smallest level there can be
     task: str = param('facts', choices=tuple(QUESTIONS))           # a row of the table of questions
     model: str = param('smollm2', check=check_model_name)          # alias, mirrored model or hub id
@@ -175,7 +184,7 @@ class DecoderConfig(Compressed):
     def baseline(self): return None if self.method == 'none' else self.but(method='none')
     def slug(self):
         how = [] if self.method == 'none' else [self.amount()]
-        return [self.task, *([] if self.kind == 'all' else [self.kind]), self.model, 'dense' if self.method == 'none' else self.method, *how, *([] if self.template == 'plain' else [self.template]), f'seed{self.seed}']
+        return [self.task, *([] if self.kind == 'all' else [self.kind]), self.model, 'dense' if self.method == 'none' else self.method, *how, *([] if self.template == 'plain' else [self.template]), *([f'draw{self.distractors}'] if self.distractors else []), f'seed{self.seed}']
 
 @dataclass(frozen=True)
 class OptionsConfig(DecoderConfig):
@@ -184,6 +193,7 @@ class OptionsConfig(DecoderConfig):
     options: str = param('all')                                    # numbers of options; all: from 2 to as many as most questions have
     style: str = param('cloze', choices=('cloze', 'listed', 'letters'))  # how options are shown
     draws: int = param(2, '[1, 1000]')                             # orders of the options, averaged (cloze shows none)
+    distractors: int = param(0, '[0, 4294967295]', later=True)     # which draw of the wrong options
     shots: int = param(5, '[0, 1000]')                             # demonstrations
     @staticmethod
     def suits(task): return task.format != 'open'
@@ -195,12 +205,13 @@ class ContextConfig(DecoderConfig):
     experiment, axis, lowest, lacking = '04_context', 'passages', 0, 'passages'
     passages: str = param('0 1 2 3 5 10 20')                       # passages shown; 0: closed book, 1: the right one only
     position: float = param(1.0, '[0, 1]')                         # of the right passage among the others: 0 first, 1 last
+    distractors: int = param(0, '[0, 4294967295]', later=True)     # which draw of the other passages
     shots: int = param(2, '[0, 1000]')                             # demonstrations, each with its own passage (none in closed book)
     max_tokens: int = param(12, '[1, 1000]')                       # of an answer
     max_eval: int = param(32, '[0, 1000000000]')                   # cap on the questions; 0: all
     @staticmethod
     def suits(task): return task.passages and task.format != 'choice'
-    def idle(self): return super().idle() | {'score'} | ({'position'} if self.levels[-1] < 2 else set())
+    def idle(self): return super().idle() | {'score'} | ({'position', 'distractors'} if self.levels[-1] < 2 else set())
 
 @dataclass(frozen=True)
 class ShotsConfig(DecoderConfig):
@@ -218,6 +229,7 @@ class FormatConfig(DecoderConfig):
     "Parameters of 06_qa_format: the same facts asked openly and as multiple choice"
     experiment, lacking = '06_qa_format', 'both options and free answers'
     options: int = param(4, '[2, 1000]')                           # of a multiple-choice question
+    distractors: int = param(0, '[0, 4294967295]', later=True)     # which draw of the wrong options
     style: str = param('cloze', choices=('cloze', 'listed', 'letters'))  # how options are shown
     shots: int = param(5, '[0, 1000]')                             # demonstrations
     max_tokens: int = param(12, '[1, 1000]')                       # of a free answer

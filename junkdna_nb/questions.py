@@ -28,7 +28,8 @@ class Question:
     answers: tuple = ()   # accepted free answers, the canonical one first
     passage: str = ''     # text that the answer follows from
     needed: bool = False  # is the passage part of the question?
-    kind: str = ''        # relation of a fact, subject of an exam
+    kind: str = ''        # relation of a fact, subject of an exam, article of a passage
+    reserve: tuple = field(default=(), compare=False, repr=False)   # further wrong options, for other draws of them
     def __post_init__(self):
         if not self.options and not self.answers: raise StudyError(f"question {self.id!r} has neither options nor answers")
         if self.options and (not isinstance(self.gold, int) or not 0 <= self.gold < len(self.options)): raise StudyError(f"gold={self.gold!r} of question {self.id!r} is out of range (allowed: 0 to {len(self.options) - 1})")
@@ -70,6 +71,7 @@ class QuestionTask:
     official: int = 0   # questions in the complete asked split
     passages: bool = False  # does each question come with a passage?
     by_kind: bool = False   # demonstrations are of the question's own kind
+    borrows: bool = False   # are the wrong options answers to other questions?
 
 def _labelled(row, i, question='question'):
     labels = list(row['choices']['label'])
@@ -103,7 +105,8 @@ def _logiqa(row, i):
 
 # %% ../nbs/00e_questions.ipynb #04ef6ad0
 _COUNTRYINFO = Packaged('countryinfo', '1.0.1', 'b02f6f534f0a3b9cdc73fba7e08f247e39826acfa54bf080f8e4eba812066350', 'countryinfo-1.0.1-py3-none-any.whl')
-_PEOPLE, _WRONG = 1_000_000, 7
+_PEOPLE = 1_000_000
+_WRONG, _RESERVE = 7, 56   # wrong options shown at most, and further ones for other draws
 _GONE = ('CS', 'HK')   # Serbia and Montenegro; Hong Kong, whose capital the package invents
 _ALSO_CAPITAL = dict(KZ=('Astana',), UA=('Kiev',), BI=('Gitega',), BO=('La Paz',), LK=('Sri Jayawardenepura Kotte', 'Kotte'), SZ=('Mbabane',), US=('Washington', 'Washington DC'),
                      ZA=('Cape Town', 'Bloemfontein'), MN=('Ulan Bator',), CH=('Berne',), YE=('Sanaa',), CL=('Santiago de Chile',), GT=('Guatemala',), TD=('Ndjamena',))   # other names and seats
@@ -160,8 +163,117 @@ def _facts():
             for other in sorted(facts, key=lambda o: _rank(relation, code, o)):
                 w = facts[other][1][0]
                 if normalize_answer(w) not in true | {normalize_answer(x) for x in wrong} and not true & {normalize_answer(a) for a in facts[other][1]}: wrong.append(w)
-                if len(wrong) == _WRONG: break
-            yield Question(f'{relation}-{code}', question, (answers[0], *wrong), 0, answers, _profile(_countries()[code]), kind=relation)
+                if len(wrong) == _WRONG + _RESERVE: break
+            yield Question(f'{relation}-{code}', question, (answers[0], *wrong[:_WRONG]), 0, answers, _profile(_countries()[code]), kind=relation, reserve=tuple(wrong[_WRONG:]))
+
+# %% ../nbs/00e_questions.ipynb #3332cf05
+_WORDS = 60   # of a text that is classified
+
+def _classified(template,      # of the question, with {text}
+                names,         # of the classes, in label order; None: left out
+                label='label', # column of the class number
+                text='text'):  # column of the text
+    "A reader of labelled texts"
+    def read(row, i):
+        name = names[row[label]]
+        if name is None:
+            return None
+        shown = ' '.join(row[text].split()[:_WORDS])
+        others = [n for n in names if n not in (name, None)]
+        wrong = sorted(others, key=lambda n: _rank('wrong', shown, n))
+        options, reserve = (name, *wrong[:_WRONG]), tuple(wrong[_WRONG:_WRONG + _RESERVE])
+        asked = template.format(text=shown)
+        return Question(str(i), asked, options, 0, (name,), reserve=reserve)
+    return read
+
+def _in_words(names): return tuple(n.replace('_', ' ') for n in names)
+
+# %% ../nbs/00e_questions.ipynb #ef6fce73
+_BANKING = '''
+activate_my_card age_limit apple_pay_or_google_pay atm_support automatic_top_up
+balance_not_updated_after_bank_transfer balance_not_updated_after_cheque_or_cash_deposit
+beneficiary_not_allowed cancel_transfer card_about_to_expire card_acceptance card_arrival
+card_delivery_estimate card_linking card_not_working card_payment_fee_charged
+card_payment_not_recognised card_payment_wrong_exchange_rate card_swallowed
+cash_withdrawal_charge cash_withdrawal_not_recognised change_pin compromised_card
+contactless_not_working country_support declined_card_payment declined_cash_withdrawal
+declined_transfer direct_debit_payment_not_recognised disposable_card_limits
+edit_personal_details exchange_charge exchange_rate exchange_via_app extra_charge_on_statement
+failed_transfer fiat_currency_support get_disposable_virtual_card get_physical_card
+getting_spare_card getting_virtual_card lost_or_stolen_card lost_or_stolen_phone
+order_physical_card passcode_forgotten pending_card_payment pending_cash_withdrawal
+pending_top_up pending_transfer pin_blocked receiving_money refund_not_showing_up request_refund
+reverted_card_payment supported_cards_and_currencies terminate_account
+top_up_by_bank_transfer_charge top_up_by_card_charge top_up_by_cash_or_cheque top_up_failed
+top_up_limits top_up_reverted topping_up_by_card transaction_charged_twice transfer_fee_charged
+transfer_into_account transfer_not_received_by_recipient transfer_timing
+unable_to_verify_identity verify_my_identity verify_source_of_funds verify_top_up
+virtual_card_not_working visa_or_mastercard why_verify_identity wrong_amount_of_cash_received
+wrong_exchange_rate_for_cash_withdrawal'''.split()
+
+
+# %% ../nbs/00e_questions.ipynb #aa0efa0b
+_CLINC = '''
+accept_reservations account_blocked alarm application_status apr are_you_a_bot balance
+bill_balance bill_due book_flight book_hotel calculator calendar calendar_update calories cancel
+cancel_reservation car_rental card_declined carry_on change_accent change_ai_name
+change_language change_speed change_user_name change_volume confirm_reservation cook_time
+credit_limit credit_limit_change credit_score current_location damaged_card date definition
+direct_deposit directions distance do_you_have_pets exchange_rate expiration_date find_phone
+flight_status flip_coin food_last freeze_account fun_fact gas gas_type goodbye greeting how_busy
+how_old_are_you improve_credit_score income ingredient_substitution ingredients_list insurance
+insurance_change interest_rate international_fees international_visa jump_start last_maintenance
+lost_luggage make_call maybe meal_suggestion meaning_of_life measurement_conversion
+meeting_schedule min_payment mpg new_card next_holiday next_song no nutrition_info
+oil_change_how oil_change_when oos order order_checks order_status pay_bill payday pin_change
+play_music plug_type pto_balance pto_request pto_request_status pto_used recipe redeem_rewards
+reminder reminder_update repeat replacement_card_duration report_fraud report_lost_card
+reset_settings restaurant_reservation restaurant_reviews restaurant_suggestion rewards_balance
+roll_dice rollover_401k routing schedule_maintenance schedule_meeting share_location
+shopping_list shopping_list_update smart_home spelling spending_history sync_device taxes
+tell_joke text thank_you time timer timezone tire_change tire_pressure todo_list
+todo_list_update traffic transactions transfer translate travel_alert travel_notification
+travel_suggestion uber update_playlist user_name vaccines w2 weather what_are_your_hobbies
+what_can_i_ask_you what_is_your_name what_song where_are_you_from whisper_mode
+who_do_you_work_for who_made_you yes'''.split()
+
+
+# %% ../nbs/00e_questions.ipynb #091cc52d
+_HWU = '''
+alarm_query alarm_remove alarm_set audio_volume_down audio_volume_mute audio_volume_up
+calendar_query calendar_remove calendar_set cooking_recipe datetime_convert datetime_query
+email_addcontact email_query email_querycontact email_sendemail general_affirm
+general_commandstop general_confirm general_dontcare general_explain general_joke general_negate
+general_praise general_quirky general_repeat iot_cleaning iot_coffee iot_hue_lightchange
+iot_hue_lightdim iot_hue_lightoff iot_hue_lighton iot_hue_lightup iot_wemo_off iot_wemo_on
+lists_createoradd lists_query lists_remove music_likeness music_query music_settings news_query
+play_audiobook play_game play_music play_podcasts play_radio qa_currency qa_definition
+qa_factoid qa_maths qa_stock recommendation_events recommendation_locations
+recommendation_movies social_post social_query takeaway_order takeaway_query transport_query
+transport_taxi transport_ticket transport_traffic weather_query'''.split()
+_FEELINGS = '''
+admiration amusement anger annoyance approval caring confusion curiosity desire disappointment
+disapproval disgust embarrassment excitement fear gratitude grief joy love nervousness optimism
+pride realization relief remorse sadness surprise neutral'''.split()
+
+
+# %% ../nbs/00e_questions.ipynb #224c3459
+def _borrowed(questions):   # of one split; None where a row is no question
+    "The same questions with options: seven first answers of others, and a reserve of them"
+    there = [q for q in questions if q]
+    accepted = [{normalize_answer(a) for a in q.answers} for q in there]
+
+    def with_wrong(q, own):
+        wrong = {}   # normalised -> as it stands
+        for k in range(2*(_WRONG + _RESERVE)):
+            other = int.from_bytes(_rank('borrowed', q.id, str(k))[:8]) % len(there)
+            text = there[other].answers[0]
+            if not own & accepted[other]:
+                wrong.setdefault(normalize_answer(text), text)
+        drawn = tuple(wrong.values())
+        return replace(q, options=(q.answers[0], *drawn[:_WRONG]), gold=0,
+                       reserve=drawn[_WRONG:_WRONG + _RESERVE])
+    return [with_wrong(q, own) for q, own in zip(there, accepted)]
 
 # %% ../nbs/00e_questions.ipynb #abcb4e45
 _arc, _sizes = ('Clark et al. 2018', dict(arc_easy=2376, arc_challenge=1172))
@@ -182,6 +294,54 @@ QUESTIONS = {t.name: t for t in [
     QuestionTask('web_questions', 'open', 'stanfordnlp/web_questions', 'default', 'test', '', _open(lambda r: r['answers']), official=2032),
 ]}
 
+
+# %% ../nbs/00e_questions.ipynb #57c9dc2d
+def _classes(name, format, source, config, asked, read, official=0):
+    return QuestionTask(name, format, source, config, asked, 'train', read, official=official)
+
+_WANTED = '"{text}" What does the user want?'
+_FELT = '"{text}" Which emotion does the writer feel?'
+QUESTIONS |= {t.name: t for t in [
+    _classes('ag_news_q', 'both', 'fancyzhx/ag_news', 'default', 'validation', _classified(
+        '"{text}" What is the topic of this news item?',
+        ('world', 'sports', 'business', 'science and technology')), 7600),
+    _classes('trec_q', 'both', 'CogComp/trec', 'default', 'test', _classified(
+        '"{text}" What does this question ask for?',
+        ('abbreviation', 'entity', 'description', 'human', 'location', 'number'), 'coarse_label'), 500),
+    _classes('yahoo_answers_q', 'both', 'community-datasets/yahoo_answers_topics', 'yahoo_answers_topics', 'test',
+        _classified('"{text}" What is the topic of this question?',
+        ('society and culture', 'science and mathematics', 'health', 'education and reference',
+         'computers and internet', 'sports', 'business and finance', 'entertainment and music',
+         'family and relationships', 'politics and government'), 'topic'), 60000),
+    _classes('emotion_q', 'both', 'dair-ai/emotion', 'split', 'validation', _classified(
+        _FELT, ('sadness', 'joy', 'love', 'anger', 'fear', 'surprise')), 2000),
+    _classes('tweet_emotion_q', 'both', 'cardiffnlp/tweet_eval', 'emotion', 'test', _classified(
+        _FELT, ('anger', 'joy', 'optimism', 'sadness')), 1421),
+    _classes('financial_phrasebank_q', 'both', 'takala/financial_phrasebank', 'sentences_50agree', 'validation',
+        _classified('"{text}" Is this news negative, neutral or positive for investors?',
+        ('negative', 'neutral', 'positive'), text='sentence')),
+    _classes('snips_q', 'both', 'benayas/snips', 'default', 'test', _classified(
+        _WANTED, ('add to playlist', 'book restaurant', 'get weather', 'play music', 'rate book',
+                  'search creative work', 'search screening event'), 'category')),
+]}
+
+
+# %% ../nbs/00e_questions.ipynb #5344a28b
+QUESTIONS |= {t.name: t for t in [
+    _classes('go_emotions_q', 'choice', 'google-research-datasets/go_emotions', 'simplified', 'validation',
+             _classified(_FELT, _in_words(_FEELINGS)), 5426),
+    _classes('banking77_q', 'choice', 'PolyAI/banking77', 'default', 'test',
+             _classified('"{text}" What is this customer asking about?', _in_words(_BANKING)), 3080),
+    _classes('clinc150_q', 'choice', 'clinc/clinc_oos', 'small', 'validation', _classified(
+        _WANTED, tuple(None if n == 'oos' else n for n in _in_words(_CLINC)), 'intent'), 3100),
+    _classes('hwu64_q', 'choice', 'DeepPavlov/hwu64', 'default', 'test',
+             _classified(_WANTED, _in_words(_HWU), text='utterance')),
+    *(replace(QUESTIONS[name], name=f'{name}_mc', format='both', borrows=True)
+      for name in ('trivia_qa', 'nq_open', 'web_questions')),
+]}
+
+
+# %% ../nbs/00e_questions.ipynb #c2e516f4
 def get_questions(name:str) -> QuestionTask:
     "The row of a task of questions, or a `StudyError` with the nearest name"
     if name not in QUESTIONS: raise StudyError(f"unknown task {name!r}{nearest(name, QUESTIONS)} (allowed: {', '.join(QUESTIONS)})")
@@ -216,9 +376,13 @@ def _all_questions(name):
     if task.source != 'package': rows, origin = _hub_rows(task)
     elif task.name == 'facts': rows, origin = None, _COUNTRYINFO.name
     else: rows, origin = {'': [json.loads(line) for line in read_member(fetch(EVALS_PACKAGE), f'evals/registry/data/{task.config}').decode().splitlines()]}, EVALS_PACKAGE.name
+    if rows and task.asked not in rows:
+        raise StudyError(f"data of task {name!r} has no split {task.asked!r} in {origin} (allowed: {', '.join(rows) or 'none'})")
     read = {s: [task.read(r, i) for i, r in enumerate(part)] for s, part in rows.items()} if rows else {'': list(task.read())}
+    if task.borrows:
+        read = {s: _borrowed(part) for s, part in read.items()}
     splits = {s: _once([q for q in part if _fair(q)]) for s, part in read.items()}
-    total, asked = len(read[task.asked]), splits[task.asked]
+    total, asked = len(rows[task.asked] if rows else read[task.asked]), splits[task.asked]
     if task.shots in splits and task.shots: shots = splits[task.shots]
     else:
         aside = lambda q: _rank(name, q.id)[0] < 256*0.2
@@ -262,12 +426,17 @@ def load_questions(name:str,
 def with_options(question:Question,
                  n:int,        # options
                  seed:int=0,   # of the order in which they are shown
+                 draw:int=0,   # of the wrong ones; 0: the question's own, others also from its reserve
     ) -> Question:
     "The question with n of its options"
     if not 2 <= n <= len(question.options): raise StudyError(f"n={n} options are impossible for question {question.id!r} (allowed: 2 to {len(question.options)})")
-    wrong = sorted((i for i in range(len(question.options)) if i != question.gold), key=lambda i: _rank('wrong', question.id, question.options[i]))
-    chosen = sorted([question.gold, *wrong[:n - 1]], key=lambda i: _rank('shown', str(seed), question.id, question.options[i]))
-    return replace(question, options=tuple(question.options[i] for i in chosen), gold=chosen.index(question.gold))
+    right, drawn = question.options[question.gold], [str(draw)] if draw else []
+    wrong = [o for i, o in enumerate(question.options) if i != question.gold]
+    if draw:
+        wrong += question.reserve
+    wrong.sort(key=lambda o: _rank('wrong', *drawn, question.id, o))
+    shown = sorted([right, *wrong[:n - 1]], key=lambda o: _rank('shown', str(seed), question.id, o))
+    return replace(question, options=tuple(shown), gold=shown.index(right))
 
 def demonstrations(data:QuestionData,
                    k:int,         # how many
@@ -291,13 +460,14 @@ def with_passages(data:QuestionData, question:Question,
                   n:int,             # passages of other questions
                   position:float=1,  # of the right passage: 0 first, 1 last
                   without=(),        # passages that must not be among them
+                  draw:int=0,        # of the others; 0: the question's own order
     ) -> tuple:                      # of passages
     "The right passage among n others that do not contain the answer"
     if not question.passage: raise StudyError(f"task {data.task.name!r} has no passages (allowed: a task such as squad)")
     if not 0 <= position <= 1: raise StudyError(f"position={position!r} of the right passage is out of range (allowed: a number in [0, 1])")
     others = {q.passage for q in data.asked + data.shots} - {question.passage, *without}
-    found = []
-    for p in sorted(others, key=lambda p: _rank('passage', question.id, p)):
+    found, drawn = [], [str(draw)] if draw else []
+    for p in sorted(others, key=lambda p: _rank('passage', *drawn, question.id, p)):
         if len(found) == n: break
         if not holds_answer(p, question): found.append(p)
     if len(found) < n: raise StudyError(f"n={n} other passages are impossible for question {question.id!r} (allowed: at most {len(found)})")

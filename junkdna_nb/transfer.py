@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CACHED_FROM', 'Mode', 'MaskCallback', 'QuantizeCallback', 'last_checkpoint', 'Progress', 'encode',
-           'training_arguments', 'fine_tune', 'predict', 'Dynamics', 'relative_to', 'run']
+           'training_arguments', 'fine_tune', 'predict', 'Dynamics', 'keep_words', 'relative_to', 'run']
 
 # %% ../nbs/01b_transfer.ipynb #ec6780b9
 import hashlib, json, shutil, sys, tempfile, time, warnings
@@ -238,7 +238,7 @@ def encode(rows:list,       # of dicts with id, label and the text columns
 def training_arguments(config:GlueConfig, folder, precision:str) -> TrainingArguments:
     "The Trainer's arguments for a configuration"
     gpu = torch.cuda.is_available()
-    return TrainingArguments(str(folder), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=64,
+    return TrainingArguments(str(folder), num_train_epochs=config.epochs, max_steps=config.steps or -1, per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=64,
         gradient_accumulation_steps=config.accumulation, learning_rate=config.learning_rate, warmup_steps=config.warmup, lr_scheduler_type='linear', weight_decay=config.weight_decay,
         max_grad_norm=0.0 if config.recipe == 'reference' else 1.0, optim='adamw_torch_fused', bf16=precision == 'bf16', use_cpu=not gpu, seed=config.seed,
         save_strategy='steps' if config.save_steps else 'no', save_steps=config.save_steps or 500, save_total_limit=2, logging_strategy='steps', logging_steps=0.05,
@@ -281,6 +281,31 @@ class Dynamics(TrainerCallback):
         import pandas as pd
         return pd.DataFrame(dict(id=ids, label=self.train['labels'], gold_probabilities=list(np.stack(self.gold, 1))))
 
+# %% ../nbs/01b_transfer.ipynb #f79dbd95
+def keep_words(text:str,
+               share:float,   # in (0, 1]
+               *key:str,      # what the draw belongs to, beside the text: the item's id, its column
+    ) -> str:
+    "A text with a share of its words, drawn by a hash, in their order"
+    if share == 1:
+        return text
+    words = text.split()
+    drawn = hashlib.sha256(json.dumps([*key, text]).encode())
+    def rank(i):
+        own = drawn.copy()
+        own.update(str(i).encode())
+        return own.digest()
+    kept = sorted(range(len(words)), key=rank)[:max(1, round(share*len(words)))]
+    return ' '.join(words[i] for i in sorted(kept))
+
+def _shown_rows(rows, columns, config):
+    "Rows as the model reads them: whole, with a share of their words, or without any"
+    def shown(row, column):
+        if config.inputs == 'none':
+            return ''
+        return keep_words(row[column], config.input_share, row['id'], column)
+    return [{**row, **{column: shown(row, column) for column in columns}} for row in rows]
+
 # %% ../nbs/01b_transfer.ipynb #43982390
 @dataclass(frozen=True)
 class _Bench:
@@ -296,12 +321,25 @@ class _Bench:
     @property
     def fingerprints(self): return dict(model=self.source.fingerprint, data=self.data.fingerprint)
 
+def _length(config, examples):
+    "How long is trained, in words"
+    if not config.steps:
+        return f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
+    passes = config.steps*config.batch_size*config.accumulation/examples
+    return f"{config.steps:,} steps ({passes:.1f} passes)"
+
+def _reduced(config):
+    "What the model does not see of the texts, in words"
+    if config.inputs == 'none':
+        return ', EMPTY TEXTS'
+    return '' if config.input_share == 1 else f', {config.input_share:g} OF THE WORDS'
+
 def _scale(config, data, model_name, parameters):
     s, n = data.sizes, data.task.name
     subset = f"; {'; '.join(data.notes)}" if data.notes else ''
     evals = ', '.join(f"{s[f'eval{k}']:,} of {s[f'eval{k}_available']:,}{k.replace('_', ' ')}" for k in data.evals)
     return (f"{model_name} ({parameters/1e6:.1f} M parameters), {n}, {s['train']:,} of {s['train_available']:,} training and {evals} evaluation examples, "
-            f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}, seed {config.seed}{'' if config.inputs == 'text' else ', EMPTY TEXTS'}{subset}")
+            f"{_length(config, s['train'])}, seed {config.seed}{_reduced(config)}{subset}")
 
 def _open(config):
     data = load_task(config.task, config.seed, config.data_share, config.max_train, config.max_eval, 'head' if config.recipe == 'reference' else 'nested')
@@ -312,8 +350,9 @@ def _open(config):
     if 'calibration' in config.canonical():
         if config.calibration_length > tokenizer.model_max_length: raise StudyError(f"calibration_length={config.calibration_length} is more than {config.model} can read (allowed: at most {tokenizer.model_max_length})")
         text = load_text(tokenizer, config.calibration, windows=config.calibration_windows, length=config.calibration_length, seed=config.seed)
-    shown = (lambda rows: rows) if config.inputs == 'text' else (lambda rows: [{**r, **{c: '' for c in data.task.text}} for r in rows])
-    train, *evals = [encode(shown(rows), data.task.text, tokenizer, config.max_length) for rows in (data.train, *data.evals.values())]
+    def tokenised(rows):
+        return encode(_shown_rows(rows, data.task.text, config), data.task.text, tokenizer, config.max_length)
+    train, *evals = [tokenised(rows) for rows in (data.train, *data.evals.values())]
     return _Bench(source, data, tokenizer, train, dict(zip(data.evals, evals)), resolve_precision(config.precision), _scale(config, data, config.model, count_parameters(source)), text)
 
 # %% ../nbs/01b_transfer.ipynb #e40e40b5
@@ -370,7 +409,7 @@ def _cell(config, record, bench, dense=None):
         trainer = fine_tune(model, bench.train, bench.tokenizer, config, folder if config.save_steps else tmp, callback, bench.precision, f'{config.mode:<15}', dynamics)
     lap('train_s')
     record['training'] = dict(steps=trainer.state.global_step, losses=[[h['step'], h['loss']] for h in trainer.state.log_history if 'loss' in h],
-                              examples_per_s=round(len(bench.train)*config.epochs/timings['train_s'], 1))
+                              examples_per_s=round(len(bench.train)*trainer.state.epoch/timings['train_s'], 1))
     logits = {suffix: predict(trainer, d) for suffix, d in bench.evals.items()}
     lap('evaluate_s')
     for suffix, z in logits.items():
