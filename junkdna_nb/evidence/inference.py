@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'weighted_q', 'paule_mandel', 'Meta', 'two_sided_p', 't_interval', 'checked_effects', 'mean_error',
            'random_effects', 'Clustered', 'cluster', 'Ordered', 'checked_pairs', 'leave_one_out_tau', 'jackknifed',
-           'tau_test', 'slope_test', 'split_tau', 'equivalence_p', 'holm', 'Tested', 'tested', 'gated', 'behind',
+           'tau_test', 'slope_test', 'split_tau', 'equivalence_p', 'holm', 'Tested', 'tested', 'behind', 'gated',
            'mean_power', 'minimal_detectable', 'tau_error', 'tau_power', 'minimal_tau']
 
 # %% ../../nbs/42_inference.ipynb #c7b81166
@@ -60,7 +60,7 @@ class Meta:
     equal_low: float | None
     equal_high: float | None
 
-
+# %% ../../nbs/42_inference.ipynb #ffdca4c0
 def two_sided_p(estimate, se, df) -> float | None:
     "p of a t test; without any error 1 for an estimate of 0, and otherwise None: it cannot be tested"
     if se is None or df < 1:
@@ -77,20 +77,22 @@ def t_interval(estimate, se, df, level=0.95) -> tuple:
     half = float(stdtrit(df, (1 + level) / 2)) * se
     return float(estimate - half), float(estimate + half)
 
-
+# %% ../../nbs/42_inference.ipynb #3870765d
 def checked_effects(values, variances) -> tuple:
     "Effects (k,) and variances (k,) as arrays; raises StudyError if a pair is not known"
     values = np.atleast_1d(np.asarray(values, float))
     variances = np.broadcast_to(np.asarray(variances, float), values.shape)
     if values.ndim != 1 or len(values) == 0:
-        raise StudyError(f"values have shape {values.shape} (allowed: one for each of 1 or more tasks)")
+        raise StudyError(f"values have shape {values.shape} (allowed: one for each task)")
     if not (np.isfinite(values).all() and np.isfinite(variances).all()):
-        raise StudyError("an effect or its variance is not finite (allowed: numbers, for every task)")
+        raise StudyError(
+            "an effect or its variance is not finite (allowed: numbers, for every task)"
+        )
     if variances.min() < 0:
         raise StudyError(f"variance is {variances.min():g} (allowed: 0 or more)")
     return values, variances
 
-# %% ../../nbs/42_inference.ipynb #ffdca4c0
+# %% ../../nbs/42_inference.ipynb #8677eda2
 def mean_error(values, weights, variances) -> float:
     "Standard error of the weighted mean of k >= 2 tasks: HKSJ, or from the variances if all agree"
     mean = weights @ values / weights.sum()
@@ -99,7 +101,7 @@ def mean_error(values, weights, variances) -> float:
         return float(np.sqrt(squares / (len(values) - 1) / weights.sum()))
     return float(np.sqrt(1 / weights.sum())) if variances.max() > 0 else 0.0
 
-
+# %% ../../nbs/42_inference.ipynb #89e19b03
 def random_effects(values, variances, level=0.95) -> Meta:
     """Random-effects mean of k tasks (Paule-Mandel, Hartung-Knapp-Sidik-Jonkman).
 
@@ -120,17 +122,16 @@ def random_effects(values, variances, level=0.95) -> Meta:
     low, high = t_interval(mean, se, df, level)
     spread = None if se is None else float(np.sqrt(tau2 + se**2))
     equal_se = float(values.std(ddof=1) / np.sqrt(k)) if k > 1 else None
-    return Meta(
-        mean, se, low, high, two_sided_p(mean, se, df), tau2, i2,
-        *t_interval(mean, spread, k - 2, level),
-        k, df, weights / weights.sum(),
-        float(values.mean()), *t_interval(values.mean(), equal_se, df, level),
-    )
+    p = two_sided_p(mean, se, df)
+    new_task = t_interval(mean, spread, k - 2, level)
+    equal = float(values.mean()), *t_interval(values.mean(), equal_se, df, level)
+    shares = weights / weights.sum()
+    return Meta(mean, se, low, high, p, tau2, i2, *new_task, k, df, shares, *equal)
 
-# %% ../../nbs/42_inference.ipynb #8677eda2
+# %% ../../nbs/42_inference.ipynb #c87ba8aa
 @dataclass(frozen=True)
 class Clustered:
-    "One value a source: `values` (g,), `variances` (g,), `names` (g,), `members` (g tuples of indices)"
+    "One value for each of g sources; `members` are g tuples of indices of tasks"
 
     values: np.ndarray
     variances: np.ndarray
@@ -160,7 +161,7 @@ def cluster(values, variances, groups) -> Clustered:
     errors = np.array([np.sqrt(variances[r]).mean() for r in rows])
     return Clustered(means, errors**2, tuple(members), tuple(tuple(r) for r in members.values()))
 
-# %% ../../nbs/42_inference.ipynb #1cfbaf74
+# %% ../../nbs/42_inference.ipynb #c23fec36
 SMALLEST = 5  # tasks; fewer are not tested
 
 
@@ -179,12 +180,14 @@ class Ordered:
     k: int
     df: int
 
-
+# %% ../../nbs/42_inference.ipynb #89733c2a
 def checked_pairs(x, y) -> tuple:
     "Two arrays (k,) of the same tasks; raises StudyError if they are not"
     x, y = np.asarray(x, float).ravel(), np.asarray(y, float).ravel()
     if len(x) != len(y):
-        raise StudyError(f"{len(x)} difficulties for {len(y)} drops (allowed: one each for every task)")
+        raise StudyError(
+            f"{len(x)} difficulties for {len(y)} drops (allowed: one each for every task)"
+        )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise StudyError("a difficulty or drop is not finite (allowed: numbers, for every task)")
     return x, y
@@ -200,7 +203,7 @@ def leave_one_out_tau(x, y) -> tuple:
     taus = np.divide(shared, pairs, out=np.zeros_like(shared), where=pairs > 0)
     return float(taus[0]), taus[1:]
 
-# %% ../../nbs/42_inference.ipynb #7d1954f6
+# %% ../../nbs/42_inference.ipynb #cce8af05
 def jackknifed(estimate, leave_one_out, level=0.95) -> Ordered:
     "A tau with the jackknife's t test, from the taus without each task (k,)"
     k = len(leave_one_out)
@@ -212,7 +215,8 @@ def jackknifed(estimate, leave_one_out, level=0.95) -> Ordered:
     deviations = leave_one_out - leave_one_out.mean()
     se = float(np.sqrt((k - 1) / k * (deviations**2).sum()))
     low, high = t_interval(estimate, se, df, level)
-    return Ordered(estimate, se, max(low, -1.0), min(high, 1.0), two_sided_p(estimate, se, df), k, df)
+    p = two_sided_p(estimate, se, df)
+    return Ordered(estimate, se, max(low, -1.0), min(high, 1.0), p, k, df)
 
 
 def tau_test(difficulty, drop, level=0.95) -> Ordered:
@@ -222,7 +226,7 @@ def tau_test(difficulty, drop, level=0.95) -> Ordered:
         return Ordered(0.0, None, None, None, None, len(x), 0)
     return jackknifed(*leave_one_out_tau(x, y), level)
 
-# %% ../../nbs/42_inference.ipynb #a569429a
+# %% ../../nbs/42_inference.ipynb #41b67a8c
 def slope_test(difficulty, drop, level=0.95) -> Ordered:
     "Least-squares slope of drop (k,) on standardised difficulty (k,), HC3 errors, t with k - 2"
     x, y = checked_pairs(difficulty, drop)
@@ -237,9 +241,10 @@ def slope_test(difficulty, drop, level=0.95) -> Ordered:
         return Ordered(slope, None, None, None, None, k, df)
     residuals = (y - slope * x) / left
     se = float(np.sqrt((x**2 * residuals**2).sum()) / (x @ x))
-    return Ordered(slope, se, *t_interval(slope, se, df, level), two_sided_p(slope, se, df), k, df)
+    low, high = t_interval(slope, se, df, level)
+    return Ordered(slope, se, low, high, two_sided_p(slope, se, df), k, df)
 
-# %% ../../nbs/42_inference.ipynb #cce8af05
+# %% ../../nbs/42_inference.ipynb #053f8498
 def split_tau(difficulty_a, drop_b, difficulty_b, drop_a, level=0.95) -> Ordered:
     "Mean tau-b of each half's difficulty (k,) with the other half's drop (k,), jackknifed together"
     first = checked_pairs(difficulty_a, drop_b)
@@ -251,7 +256,7 @@ def split_tau(difficulty_a, drop_b, difficulty_b, drop_a, level=0.95) -> Ordered
     tau_2, without_2 = leave_one_out_tau(*second)
     return jackknifed((tau_1 + tau_2) / 2, (without_1 + without_2) / 2, level)
 
-# %% ../../nbs/42_inference.ipynb #a6fe0447
+# %% ../../nbs/42_inference.ipynb #52d2d95c
 def equivalence_p(mean, se, df, margin) -> float | None:
     "p of two one-sided t tests that |mean| < margin; None if the error is not known"
     if not margin > 0:
@@ -262,7 +267,7 @@ def equivalence_p(mean, se, df, margin) -> float | None:
         return 0.0 if abs(mean) < margin else 1.0
     return float(stdtr(df, (abs(mean) - margin) / se))
 
-# %% ../../nbs/42_inference.ipynb #39951672
+# %% ../../nbs/42_inference.ipynb #af416d6c
 def holm(pvalues) -> list:
     "Holm's adjusted p values of a list with None for tests not run, which count as p = 1"
     known = [1.0 if p is None else float(p) for p in pvalues]
@@ -275,10 +280,13 @@ def holm(pvalues) -> list:
         adjusted[row] = None if pvalues[row] is None else running
     return adjusted
 
-# %% ../../nbs/42_inference.ipynb #6000da2e
+# %% ../../nbs/42_inference.ipynb #368bf491
 @dataclass(frozen=True)
 class Tested:
-    "One row of a family: `p`, `p_adjusted` (None: not tested), whether `rejected`, and the `reason` if not"
+    """One row of a family: its p and adjusted p (None: not tested).
+
+    `reason`, if it is not `rejected`: "not run", "not rejected" or "closed gate".
+    """
 
     claim: str
     p: float | None
@@ -286,7 +294,7 @@ class Tested:
     rejected: bool
     reason: str
 
-
+# %% ../../nbs/42_inference.ipynb #c3fe328c
 def tested(claim, p, adjusted, alpha) -> Tested:
     "A row that was tested, or was not run"
     if p is None:
@@ -295,6 +303,15 @@ def tested(claim, p, adjusted, alpha) -> Tested:
     return Tested(claim, p, adjusted, rejected, "" if rejected else "not rejected")
 
 
+def behind(before, claim, p, claims, alpha) -> Tested:
+    "The row after `before` in a chain"
+    if not before.rejected:
+        return Tested(claim, p, None, False, "closed gate")
+    if p is None:
+        return tested(claim, None, None, alpha)
+    return tested(claim, p, max(before.p_adjusted, min(1.0, claims * p)), alpha)
+
+# %% ../../nbs/42_inference.ipynb #a769fee3
 def gated(primary, chains, alpha=0.05) -> dict:
     """Tests of every row: primary by Holm, further ones behind their claim's primary test.
 
@@ -316,16 +333,7 @@ def gated(primary, chains, alpha=0.05) -> dict:
             before = rows[name] = behind(before, claim, p, len(primary), alpha)
     return rows
 
-
-def behind(before, claim, p, claims, alpha) -> Tested:
-    "The row after `before` in a chain"
-    if not before.rejected:
-        return Tested(claim, p, None, False, "closed gate")
-    if p is None:
-        return tested(claim, None, None, alpha)
-    return tested(claim, p, max(before.p_adjusted, min(1.0, claims * p)), alpha)
-
-# %% ../../nbs/42_inference.ipynb #0da4197f
+# %% ../../nbs/42_inference.ipynb #6073915c
 def mean_power(effect, se, df, alpha=0.05):
     "Power of the two-sided t test of a mean of this size (any shape), from the noncentral t"
     if not (df >= 1 and se > 0):
@@ -354,7 +362,7 @@ def minimal_detectable(se, df, alpha=0.05, power=0.8) -> float | None:
         top *= 1.5
     return float(se * optimize.brentq(excess, 0, top, xtol=1e-8))
 
-# %% ../../nbs/42_inference.ipynb #af416d6c
+# %% ../../nbs/42_inference.ipynb #25078fde
 def tau_error(k) -> np.ndarray:
     "Standard error of Kendall's tau of k independent pairs without ties"
     k = np.asarray(k, float)

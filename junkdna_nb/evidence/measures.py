@@ -215,7 +215,8 @@ def pearson_gradient(means) -> np.ndarray:
     if min(a, b) <= TINY:
         return np.zeros(5)
     root, r = np.sqrt(a * b), pearson_of(means)
-    return np.array([r * y / a - p / root, r * p / b - y / root, -r / (2 * a), -r / (2 * b), 1 / root])
+    by_means = [r * y / a - p / root, r * p / b - y / root]
+    return np.array([*by_means, -r / (2 * a), -r / (2 * b), 1 / root])
 
 
 METRICS["pearson"] = Metric(moment_terms, pearson_of, pearson_gradient)
@@ -230,22 +231,30 @@ def checked_runs(metric, labels, predictions) -> tuple:
     if predictions.ndim != 2 or predictions.shape[1] == 0:
         raise StudyError(f"predictions have shape {predictions.shape} (allowed: runs x items)")
     if labels is None and not rightness:
-        raise StudyError(f"labels are missing (allowed only for accuracy and exact_match, not {metric})")
+        raise StudyError(
+            f"labels are missing (allowed only for accuracy and exact_match, not {metric})"
+        )
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != predictions.shape[1:]:
-            raise StudyError(f"{labels.size} labels (allowed: one for each of {predictions.shape[1]} items)")
+            raise StudyError(
+                f"{labels.size} labels (allowed: one for each of {predictions.shape[1]} items)"
+            )
     if rightness and labels is not None:
         predictions = predictions == labels
     if rightness or metric == "pearson":
         predictions = predictions.astype(float)
     if predictions.dtype.kind == "f" and not np.isfinite(predictions).all():
-        raise StudyError("predictions contain a value that is not finite (allowed: numbers or classes)")
+        raise StudyError(
+            "predictions contain a value that is not finite (allowed: numbers or classes)"
+        )
     if rightness and not (0 <= predictions.min() and predictions.max() <= 1):
-        raise StudyError(f"predictions reach {predictions.max():g} (allowed without labels: 0 to 1)")
+        raise StudyError(
+            f"predictions reach {predictions.max():g} (allowed without labels: 0 to 1)"
+        )
     return labels, predictions
 
-
+# %% ../../nbs/40_measures.ipynb #cfea3486
 def run_terms(metric, labels, predictions) -> list:
     "Terms (F, n) of every run, from labels (n,) and predictions (R, n)"
     labels, predictions = checked_runs(metric, labels, predictions)
@@ -257,7 +266,7 @@ def run_terms(metric, labels, predictions) -> list:
         labels, predictions = codes[0], codes[1:]
     return [METRICS[metric].terms(labels, one, classes) for one in predictions]
 
-
+# %% ../../nbs/40_measures.ipynb #d2811819
 def score_estimates(metric, labels, predictions) -> Estimates:
     """Scores of R runs on the same n items, with closed-form influences, O(n) a run.
 
@@ -273,7 +282,7 @@ def score_estimates(metric, labels, predictions) -> Estimates:
         influences.append(linear - linear.mean())
     return Estimates(np.array(values), np.array(influences))
 
-# %% ../../nbs/40_measures.ipynb #18738078
+# %% ../../nbs/40_measures.ipynb #289a8204
 def signal_metric(metric, classes=None) -> str:
     "The correlation of the primary scale: correlation_k for `classes` >= 2 of them, pearson for scores"
     if metric in ("pearson", "spearman") or not classes:
@@ -282,14 +291,14 @@ def signal_metric(metric, classes=None) -> str:
         raise StudyError(f"classes is {classes} (allowed: 2 or more, or None for scores)")
     return "correlation_k"
 
-# %% ../../nbs/40_measures.ipynb #f3f4d635
+# %% ../../nbs/40_measures.ipynb #dd18ee1c
 def fisher_z(e: Estimates) -> Estimates:
     "Fisher's z of K correlations, |r| clipped to 1 - 1/n, n the number of items"
     limit = 1 - 1 / max(e.n, 2)
     r = np.clip(e.values, -limit, limit)
     return e.apply(np.arctanh(r), 1 / (1 - r**2))
 
-# %% ../../nbs/40_measures.ipynb #c9fe9f22
+# %% ../../nbs/40_measures.ipynb #d38f36a0
 NODES = np.linspace(-9, 9, 361)
 WEIGHTS = np.exp(-(NODES**2) / 2) / np.exp(-(NODES**2) / 2).sum()
 
@@ -314,7 +323,7 @@ def afc_slope(d, m) -> np.ndarray:
     density = np.exp(-(points**2) / 2) / np.sqrt(2 * np.pi)
     return (power * ndtr(points) ** (power - 1) * density) @ WEIGHTS
 
-# %% ../../nbs/40_measures.ipynb #f90ca199
+# %% ../../nbs/40_measures.ipynb #f5791cb6
 AFC_RANGE = 1e-8  # accuracies nearer to 0 or 1 than this are clipped
 
 
@@ -342,7 +351,7 @@ def afc_signal(e: Estimates, m, n=None) -> Estimates:
     d = afc_d_prime(np.clip(e.values, 1 / (2 * n), 1 - 1 / (2 * n)), m)
     return e.apply(d, 1 / afc_slope(d, m))
 
-# %% ../../nbs/40_measures.ipynb #59c72c18
+# %% ../../nbs/40_measures.ipynb #3389402e
 def open_signal(e: Estimates) -> Estimates:
     "Log-odds of K shares right above their floor, in standard deviations of a logistic variable"
     n, unit = e.n, np.sqrt(3) / np.pi
@@ -351,7 +360,7 @@ def open_signal(e: Estimates) -> Estimates:
     values = unit * (np.log(p / (1 - p)) - floor)
     return e.apply(values, unit / (p * (1 - p)) * n / (n + 1))
 
-# %% ../../nbs/40_measures.ipynb #cd0a1ee0
+# %% ../../nbs/40_measures.ipynb #79275419
 SCALES = ("signal", "normalised", "points", "relative")
 
 SCALE_NAMES = {
@@ -382,7 +391,7 @@ def drop_estimates(scale, signal, metric, dense, compressed, chance=0.0) -> Esti
     influence = (lost.influence - share[:, None] * before.influence) / base[:, None]
     return Estimates(np.where(known, share, np.nan), np.where(known[:, None], influence, 0.0))
 
-# %% ../../nbs/40_measures.ipynb #382cd7aa
+# %% ../../nbs/40_measures.ipynb #68fd9d5c
 def level_difficulty(signal) -> np.ndarray:
     "Difficulty (K,): minus the dense signal, in the signal's unit"
     return -np.asarray(signal, float)

@@ -46,13 +46,13 @@ def bootstrap(metric, labels, predictions, resamples=20_000, seed=0) -> np.ndarr
             out[start : start + rows, i] = METRICS[metric].score(one)
     return out
 
-
+# %% ../../nbs/41_resampling.ipynb #995e210b
 def interval(samples, level=0.95) -> tuple:
     "Percentile interval (low, high) of samples (B + 1, ...); row 0 is the estimate and not a sample"
     low, high = np.quantile(samples[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
 
-# %% ../../nbs/41_resampling.ipynb #e92efe0d
+# %% ../../nbs/41_resampling.ipynb #f2e2ad48
 PRIOR = 8.0  # degrees of freedom of the shrinkage
 
 
@@ -82,7 +82,7 @@ def shrunk(own, df, towards, prior=PRIOR) -> float | None:
         return towards if own is None else own
     return (df * own + prior * towards) / (df + prior)
 
-
+# %% ../../nbs/41_resampling.ipynb #460f0ff2
 def seed_variances(groups, prior=PRIOR) -> dict:
     """Seed variance of every key, from `groups`: a list of (key, effects (S,)), one for each task.
 
@@ -101,7 +101,7 @@ def seed_variances(groups, prior=PRIOR) -> dict:
         out[key] = SeedVariance(shrunk(own, df, towards, prior), df, own)
     return out
 
-# %% ../../nbs/41_resampling.ipynb #a5f79087
+# %% ../../nbs/41_resampling.ipynb #18912b07
 def effect_variance(item_variance, seed_variance, seeds):
     """Variance of an effect averaged over `seeds` S: items + seed variance / S.
 
@@ -115,7 +115,7 @@ def effect_variance(item_variance, seed_variance, seeds):
         return None
     return item_variance + seed_variance / seeds
 
-# %% ../../nbs/41_resampling.ipynb #42bce7c2
+# %% ../../nbs/41_resampling.ipynb #2c29ebc1
 def breaking_point(amounts, samples, keep=0.95) -> np.ndarray:
     """Largest amount (B + 1,) up to which relative performance is at least `keep`.
 
