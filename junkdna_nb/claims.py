@@ -39,7 +39,8 @@ class Study:
                  scale:str='',         # only records whose scale has these words, e.g. '2 epochs'
                  mine:bool=False,      # the user's own records as well as the study's
         ):
-        rows = load_runs(where='all' if mine else 'study').drop_duplicates(['experiment', 'digest', 'arithmetic'])   # of a run in both places, the user's own
+        rows = load_runs(where='all' if mine else 'study')
+        rows = rows.drop_duplicates(['experiment', 'digest', 'arithmetic'])   # of a run in both places, the user's own
         self.mine = int((rows['of'] == 'mine').sum())
         self.records = [load_record(p) for p in (rows.path if len(rows) else ())]
         if model: self.records = [r for r in self.records if r['config']['model'] == model]

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from fastcore.script import Param, anno_parser
-from .core import (StudyError, arithmetic_of, cache_dir, check_writable, load_items, load_record, load_runs,
-                             machine_precision, nearest, project_root, record_places, runs_dir, stale, study_dir,
-                             unheld)
+from .core import (StudyError, arithmetic_of, cache_dir, check_writable, load_items, load_record,
+                             load_runs, machine_precision, nearest, project_root, record_places,
+                             runs_dir, stale, study_dir, unheld)
 from .experiments import EXPERIMENTS, closing_lines, get_experiment
 from .runner import THREADS, claim, relative, run_notebook
 from .sweep import cluster_precision, estimate, make_plan, read_grid, run_tasks
@@ -86,10 +86,11 @@ def sweep(grid:str,               # a YAML file, e.g. nbs/configs/smoke.yaml
     if not memory > 0: raise StudyError(f"memory={memory} is out of range (allowed: more than 0)")
     if needs and not scheduler: raise StudyError('resources need a cluster whose workers offer them (give --scheduler)')
     points, merged = read_grid(grid, block)
-    todo, rest = make_plan(points, force, only, cluster_precision(scheduler, needs) if scheduler else None)
+    machine = cluster_precision(scheduler, needs) if scheduler else None
+    todo, rest = make_plan(points, force, only, machine)
     estimate(todo)
-    from junkdna_nb.sweep import machine
-    slots = machine(jobs, threads, memory)[0] if not scheduler else None
+    from junkdna_nb.sweep import machine as fitting
+    slots = fitting(jobs, threads, memory)[0] if not scheduler else None
     known, baselines = [t.seconds for t in todo if t.seconds], [t for t in todo if t.place.startswith('baseline')]
     done, failed, stale = sum(t.state == 'done' for t in rest), sum(t.state == 'failed' for t in [*rest, *todo]), sum(t.stale for t in [*rest, *todo])
     if dry_run: print(_table([(t.config.experiment, '-'.join(map(str, t.config.slug())), t.state, told, t.place) for t, told in [*((t, _duration(t.seconds)) for t in todo), *((t, '-') for t in rest)]], ('experiment', 'run', 'state', 'estimate', 'from'), most=200))
@@ -179,7 +180,7 @@ def _with_digest(digest):
     return [path for path in found if path.name[-17:-5].startswith(digest)]
 
 def find_digest(digest:str) -> dict:   # a record
-    "The record whose digest begins so; of several with one digest an own one, and in this machine's arithmetic, if there is one"
+    "The record whose digest begins so; of several, one in this machine's arithmetic, and an own one"
     found = _with_digest(digest)
     names = len({path.name[-17:-5] for path in found})
     if names != 1:
@@ -194,7 +195,7 @@ def find_digest(digest:str) -> dict:   # a record
     if not records:
         raise error
     here = lambda r: arithmetic_of(r) == machine_precision(r['config'].get('precision', 'auto'))
-    return min(records, key=lambda r: (r['status'] != 'ok', not here(r)))   # min keeps the order of equals
+    return min(records, key=lambda r: (r['status'] != 'ok', not here(r)))   # the first of equals
 
 # %% ../nbs/01eb_cli.ipynb #4992814e
 def show(digest:str):   # its first digits, as `junkdna runs` shows them
@@ -217,7 +218,7 @@ def show(digest:str):   # its first digits, as `junkdna runs` shows them
 
 # %% ../nbs/01eb_cli.ipynb #c5ffc02e
 def clean(yes:bool=False):   # do not ask
-    "Remove what no record of one's own refers to: leftovers of killed runs, notebooks and figures without a record."
+    "Remove what none of one's records refers to: leftovers of killed runs, files without a record."
     base, names = runs_dir(), {}
     if base.resolve() == study_dir().resolve():
         print(f'nothing to remove: {relative(base)} is the study, which is not tidied by a command')
@@ -298,13 +299,15 @@ def verdict(model:str='',        # records of this model only
     "Judge every claim from the study's records, and print the table."
     from junkdna_nb.claims import Study, judge, mapped, markdown, said, table
     if mine and write:
-        raise StudyError("write=True with mine=True would put one's own records into the study's table (allowed: one of them)")
+        raise StudyError("write=True with mine=True would put one's own records into the study's table "
+                         "(allowed: one of them)")
     study = Study(model, [int(s) for s in seeds.split()], scale, mine=mine)
     rows = judge(study)
     text = markdown(table(rows))
     print(text, said(study, rows), sep='\n\n')
     if mine:
-        print(f"\nWith {study.mine} records of one's own under {relative(runs_dir())}; without --mine the study's alone are judged.")
+        print(f"\nWith {study.mine} records of one's own under {relative(runs_dir())}; "
+              "without --mine the study's alone are judged.")
     if not write: return
     import nbformat
     path = project_root()/'nbs'/'index.ipynb'

@@ -48,7 +48,7 @@ def param(default,             # the default; its type is the field's type
           choices=None,        # allowed values, or a function returning them; for strings
           check=None,          # a further check: value -> None, or raise `StudyError`
           runtime:bool=False,  # True: cannot change the result, left out of the digest
-          later:bool=False,    # True: added after records were made; left out while it has its default
+          later:bool=False,    # True: added after records were made, not in the digest at its default
          ):
     "A configuration field with its allowed values"
     return field(default=default, metadata=dict(within=within, choices=choices, check=check,
@@ -163,7 +163,8 @@ def _torch_precision():
     told = done.stdout.split()[-1:]
     if told not in (['bf16'], ['fp32']):
         why = done.stderr.strip().splitlines()[-1:]
-        raise StudyError(f"precision='auto' cannot be resolved: torch fails {why} (allowed: bf16, fp32)")
+        raise StudyError(f"precision='auto' cannot be resolved as torch fails {why} "
+                         "(allowed: bf16, fp32)")
     return told[0]
 
 # %% ../nbs/00_core.ipynb #770151b7
@@ -247,12 +248,12 @@ def cache_dir() -> Path:
     return Path(base).expanduser()
 
 def runs_dir(experiment:str='') -> Path:
-    "Folder where an experiment's runs write: under `JUNKDNA_RUNS`, else papermill_runs/ of the project"
+    "Folder where an experiment's runs write: in `JUNKDNA_RUNS`, else papermill_runs/ of the project"
     return Path(os.environ.get('JUNKDNA_RUNS') or project_root()/'papermill_runs').expanduser()/experiment
 
 # %% ../nbs/00_core.ipynb #6bb56a5f
 def study_dir(experiment:str='') -> Path:
-    "Folder of the study's own records: under `JUNKDNA_STUDY`, else papermill_runs/study/ of the project"
+    "Folder of the study's records: in `JUNKDNA_STUDY`, else papermill_runs/study/ of the project"
     base = os.environ.get('JUNKDNA_STUDY') or project_root()/'papermill_runs'/'study'
     return Path(base).expanduser()/experiment
 
@@ -262,7 +263,8 @@ def record_places(where:str='all',   # 'study', 'mine' (where runs write) or 'al
     ) -> list:                       # of (whose, folder); whose: 'mine' or 'study'
     "Folders of records in the order they are searched; a folder that is both is the study's"
     if where not in _WHERE:
-        raise StudyError(f"unknown where {where!r}{nearest(where, _WHERE)} (allowed: {', '.join(_WHERE)})")
+        allowed = ', '.join(_WHERE)
+        raise StudyError(f"unknown where {where!r}{nearest(where, _WHERE)} (allowed: {allowed})")
     mine, study = runs_dir(), None
     with contextlib.suppress(StudyError):   # outside a project there is no study
         study = study_dir()
@@ -470,12 +472,13 @@ def arithmetic_of(record:dict) -> str | None:
     return record.get('precision') or record['environment'].get('precision')
 
 def _supersede(record, path):
-    "Remove the files of an older name of the same run in the same arithmetic; never a good record for a failed one"
+    "Remove the files of an older name of the same run; never a good record for a failed one"
     for other in sorted(path.parent.glob(f"*-{record['digest']}.json")):
         with contextlib.suppress(StudyError):
             old = load_record(other)
             same = old['digest'] == record['digest'] and arithmetic_of(old) == arithmetic_of(record)
-            if other.name == path.name or not same or (record['status'], old['status']) == ('failed', 'ok'):
+            worse = record['status'] == 'failed' and old['status'] == 'ok'
+            if other.name == path.name or not same or worse:
                 continue
             for file in [other, *path.parent.glob(f'{other.stem}.*')]:   # the record first
                 file.unlink(missing_ok=True)
@@ -519,7 +522,7 @@ def _good(config, precision=None, where='all'):
         yield from sorted(found, key=lambda r: str(r.get('created')), reverse=True)
 
 def find_record(config:Config,
-                precision:str=None,   # 'bf16' or 'fp32'; None: what the run would use on this machine
+                precision:str=None,   # 'bf16' or 'fp32'; None: what the run would use here
                 where:str='all',      # 'study', 'mine' or 'all'
     ) -> dict | None:
     "The valid, successful record of a configuration in one arithmetic, or None"
@@ -548,7 +551,7 @@ def find_baseline(config:Config,      # of the dense run
                   fingerprints:dict,  # of weights and data
                   precision:str,      # of the arithmetic
     ) -> dict | None:
-    "The record to compare with, if there is one of the same weights, data and arithmetic, device and torch version, and its items are there"
+    "The intact record of the same weights, data, arithmetic, device and torch version, or None"
     now = environment()
     for record in _good(config, precision):
         with contextlib.suppress(StudyError):
@@ -573,7 +576,8 @@ def _parameters(r):
 _NAMED = 'experiment', 'name', 'digest', 'status', 'path', 'of'
 _TOLD = 'scale', 'metric', 'created', 'error'
 _MAIN = 'value', 'se', 'n', 'chance', 'human'
-_RELATIVE = ('dense_digest', 'dense_value', 'relative_performance', 'relative_se', 'chance_normalised_drop')
+_RELATIVE = ('dense_digest', 'dense_value', 'relative_performance', 'relative_se',
+             'chance_normalised_drop')
 
 def _row(r):
     "The most used fields of a record, flat"
@@ -589,7 +593,7 @@ _COLUMNS = [*_NAMED, *_TOLD, *_MAIN, *_RELATIVE, 'sparsity_achieved', 'arithmeti
 def load_runs(experiment:str=None,  # notebook name, e.g. '02_glue'; all if None
               status:str='ok',      # 'ok', 'failed', or None for both
               where:str='all',      # 'study', 'mine' or 'all'
-    ):                              # DataFrame, one row per record; a parameter without effect on a run (a dense model's sparsity) is empty
+    ):                              # DataFrame, one row per record; a parameter without effect is empty
     "Records as a table; unreadable ones are named in a warning and skipped"
     import pandas as pd
     rows = []
@@ -606,7 +610,7 @@ def load_runs(experiment:str=None,  # notebook name, e.g. '02_glue'; all if None
 # %% ../nbs/00_core.ipynb #312e3add
 def load_levels(experiment:str,     # notebook name, e.g. '03_options'
                 where:str='all',    # 'study', 'mine' or 'all'
-    ):                              # DataFrame, one row per record and level of its axis: the record's parameters and the level's scores
+    ):                              # DataFrame, one row per record and level of its axis
     "Successful records of an experiment that varies one thing, level by level"
     import pandas as pd
     rows = []
@@ -628,7 +632,7 @@ def comparable(rows,           # of `load_runs` or `load_levels`, of one experim
 
 # %% ../nbs/00_core.ipynb #6fe80b3f
 def new_record(config:Config,
-               precision:str=None,   # 'bf16' or 'fp32'; None: what the run would use on this machine
+               precision:str=None,   # 'bf16' or 'fp32'; None: what the run would use here
     ) -> dict:
     "What a record begins with"
     precision = precision or config.arithmetic
@@ -640,7 +644,7 @@ def new_record(config:Config,
 
 def run_recorded(config:Config,  # names and is stored in the record
                  work,           # (config, record) -> items DataFrame or None; fills `record`
-                 precision:str=None,   # of the arithmetic; None: what the configuration comes to here
+                 precision:str=None,   # 'bf16' or 'fp32'; None: what the run would use here
     ) -> dict:                   # the record, as `load_record` gives it
     "Do one run and leave one record of it"
     folder = runs_dir(config.experiment)
@@ -690,7 +694,7 @@ def in_test() -> bool:
 
 _rehearsal = []
 def rehearsal():
-    "From here on, records go to a temporary folder that ends with the process, and none are seen but these"
+    "From here on, records go to a temporary folder that ends with the process; no others are seen"
     if not _rehearsal: _rehearsal.append(tempfile.TemporaryDirectory(prefix='junkdna-rehearsal-'))
     os.environ['JUNKDNA_RUNS'] = _rehearsal[0].name
     os.environ['JUNKDNA_STUDY'] = f'{_rehearsal[0].name}/study'

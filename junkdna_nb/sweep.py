@@ -11,9 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import (Config, StudyError, arithmetic_of, cache_dir, check_writable, code_version, forget, hold,
-                             load_items, load_record, machine_precision, nearest, project_root, record_places,
-                             remove_stale, runs_dir, study_dir, unheld)
+from .core import (Config, StudyError, arithmetic_of, cache_dir, check_writable, code_version,
+                             forget, hold, load_items, load_record, machine_precision, nearest,
+                             project_root, record_places, remove_stale, runs_dir, study_dir, unheld)
 from .experiments import get_experiment
 from .runner import Slot, claim, record_failure
 
@@ -176,7 +176,7 @@ def _recorded(experiment):
     return found
 
 def _state(paths, precision):
-    "(state, record) of a configuration in one arithmetic; a good record counts more than a failed one"
+    "(state, record) of a run in one arithmetic; a good record counts more than a failed one"
     found = 'missing', None
     for path in paths:
         with contextlib.suppress(StudyError):
@@ -204,7 +204,7 @@ def _other_torch(record):
 def make_plan(points:list,         # of `Point`
               force:bool=False,    # run what is done as well
               only:str='',         # '', 'failed' or 'stale'
-              machine:str=None,    # what precision='auto' comes to where the runs are made; None: here
+              machine:str=None,    # what precision='auto' comes to where runs are made; None: here
     ) -> tuple:                    # (`Task`s to run, baselines first; those that are left as they are)
     "What is done and what is to do"
     if only not in ('', 'failed', 'stale'): raise StudyError(f"unknown only {only!r}{nearest(only, ('failed', 'stale'))} (allowed: failed, stale)")
@@ -288,8 +288,8 @@ def cluster_precision(scheduler:str,         # address
         fit = [address for address, worker in workers.items() if _offers(worker, resources)]
         found = sorted(set(client.run(_worker_precision, workers=fit).values())) if fit else [None]
     if len(found) > 1:
-        raise StudyError(f"the workers at {scheduler} differ in what precision='auto' comes to "
-                         f"({', '.join(found)}), and such runs cannot be compared: use workers of one kind")
+        raise StudyError(f"the workers at {scheduler} differ in precision='auto' ({', '.join(found)}) "
+                         "and their runs cannot be compared (allowed: workers of one kind)")
     return found[0]
 
 # %% ../nbs/01ea_sweep.ipynb #0b24ed5d

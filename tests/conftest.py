@@ -39,7 +39,8 @@ def command(*words, cwd=ROOT, env=None, **kw):
 
 def committed_files():
     "Records under version control; all there are where git does not answer"
-    told = subprocess.run(["git", "ls-files", STUDY.relative_to(ROOT)], cwd=ROOT, capture_output=True, text=True)
+    words = ["git", "ls-files", STUDY.relative_to(ROOT)]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     found = [ROOT / f for f in told.stdout.splitlines()]
     if told.returncode or not found:
         found = list(STUDY.rglob("*"))

@@ -120,11 +120,12 @@ def undisturbed(tmp_path_factory):
     "Records of the grid of six, made by two sweeps that were started at the same time"
     runs = tmp_path_factory.mktemp("undisturbed")
     (runs / "grid.yaml").write_text(SIX)
-    two = [start("junkdna", "sweep", runs / "grid.yaml", "--jobs", 2, "--threads", 1, JUNKDNA_RUNS=str(runs / "runs")) for _ in range(2)]
+    two = [start("junkdna", "sweep", runs / "grid.yaml", "--jobs", 2, "--threads", 1, JUNKDNA_RUNS=str(runs / "runs"), JUNKDNA_STUDY=str(runs / "none")) for _ in range(2)]
     told = [p.communicate(timeout=300)[0] for p in two]
     assert [p.returncode for p in two] == [0, 0], told
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUNKDNA_RUNS", str(runs / "runs"))
+        patch.setenv("JUNKDNA_STUDY", str(runs / "none"))
         assert_tidy(runs / "runs")
         return told, contents(runs / "runs")
 
