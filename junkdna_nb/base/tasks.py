@@ -161,7 +161,7 @@ def score(task:Task,
     return out
 
 # %% ../../nbs/15_tasks.ipynb #a3a937be
-SETS = ('exploratory', 'confirmatory', 'multilingual', 'own')
+SETS = ('exploratory', 'confirmatory', 'overlap', 'multilingual', 'own')
 RATING_RULES = ('majority', 'mean', 'sign', 'gold')
 PACKAGE_NAMES = ('vader', 'evals')
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['statements_sha256', 'protocol_text', 'frozen_parts', 'read_lock', 'write_lock', 'changed', 'undeclared']
 
-# %% ../../nbs/47_freeze.ipynb #44296e23
+# %% ../../nbs/47_freeze.ipynb #5aa52a12
 import ast
+import dataclasses
 import hashlib
 import json
 import re
@@ -52,12 +53,15 @@ def frozen_parts(root=None) -> dict:
 
     root = Path(root or project_root())
     grid = yaml.safe_load((root / _GRID).read_text())["blocks"]
-    rows = {name: repr(t) for name, t in sorted(TASKS.items()) if t.set == "confirmatory"}
+    rows = {name: _row(t) for name, t in sorted(TASKS.items()) if t.set == "confirmatory"}
     parts = dict(grid=_sha256(json.dumps(grid, sort_keys=True)), tasks=_sha256(json.dumps(rows)))
     parts["protocol"] = _sha256(" ".join(protocol_text(root).split()))
     for name in _MODULES:
         parts[name] = statements_sha256((root / f"junkdna_nb/evidence/{name}.py").read_text())
     return parts
+def _row(task) -> dict:
+    "What a task's row says, without the place of its file"
+    return {k: v for k, v in dataclasses.asdict(task).items() if k != "file"}
 
 # %% ../../nbs/47_freeze.ipynb #cce5fc7d
 def read_lock(root=None) -> dict:
