@@ -1,15 +1,16 @@
-"""Are the verdicts calibrated? Many simulated studies through the code that judges the real one.
+"""Are the verdicts calibrated? Whole studies of the planned design, with tasks redrawn, through the code that judges the real one.
 
-A study has nine tasks (four with three seeds, five with one; the hardest is 10 points above chance), three axes of four levels each, and outcomes that are correlated between the dense and the compressed model as ours are: an item has a strength of its own,
-a training run shifts all of them a little, and every outcome has noise of its own. Cases:
+Every study draws its tasks anew: a dense signal (Fisher z), a loss, items of their own strength, training runs that differ.
+An item is answered right by a run if its strength and a noise of the run's own exceed what the run's accuracy asks for;
+so runs of one task agree on most items, as real ones do. Worlds:
 
-null       compression costs nothing anywhere (claims that nothing happens are then true)
-effect     the drop grows with sparsity, more on harder tasks and levels
-reversed   compression helps, more on harder tasks and levels
-noisy      the effect, on 40 items
-margin     frozen and rounded models lose exactly the margin of the equivalence tests: 'supported' would be wrong
-equal      as null, and all tasks are equally difficult: a lucky dense run makes its task look easy and the drop look large
-one seed   as null, and no task has several seeds: what depends on the luck of training cannot be decided
+none       compression costs nothing (then claims that nothing happens are true)
+log_odds   every task loses the same log-odds of accuracy, whatever its difficulty
+points     every task loses the same accuracy
+effect     harder tasks and levels lose more on every scale: tau 0.4 over tasks, mean effects half of those seen on old tasks
+reversed   easier tasks and levels lose more, and what should cost something helps
+noisy      as none, with runs that differ three times as much and one in twenty that has learnt nothing
+margin     as log_odds, and frozen and rounded models lose exactly the margin of equivalence
 """
 import os
 import sys
@@ -18,141 +19,235 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from common import arguments, closing
-from statistics import NormalDist
+from scipy.stats import norm
 from tqdm import tqdm
 
-from junkdna_nb import claims
-from junkdna_nb.claims import MARGIN, Study, judge
-from junkdna_nb.difficulty import Unit, pooled, resample, task_weights
+from junkdna_nb.evidence.claims import CLAIMS, DATA_LEVELS, DECODER_SPARSITIES, MARGIN, PLANNED_MEAN, SPARSITIES, TRAINED_AGAIN, WORD_LEVELS, at, judge
+from junkdna_nb.evidence.measures import afc_accuracy
+from junkdna_nb.evidence.study import Run, Study, TaskRuns
 
-CASES = "null", "effect", "reversed", "noisy", "margin", "equal", "one seed"
-SPARSITIES = (0.2, 0.4, 0.6, 0.8, 0.9)
-BITS = (0.5, 0.625, 0.75, 0.8125, 0.875)   # of 16 bits removed: 8, 6, 4, 3, 2 bits
-ALIKE = 0.7                        # correlation of the outcomes of one item
-BETWEEN_RUNS = 0.008               # standard deviation of a training run's accuracy
-DENSE = np.linspace(0.9, 0.6, 9)   # easy to hard
+WORLDS = ("none", "log_odds", "points", "effect", "reversed", "noisy", "margin")
+
+# the design, as nbs/configs/confirmatory.yaml has it after exclusions for unusable tasks
+DESIGN = dict(tasks=68, shared=6, arm_b=25, small=14, data=13, words=10, second=13, criteria=10, options=8, shots=8, context=6, formats=6, human=22, items=1000, asked=600)
+BITS = {"dense": 16.0, "sparse 0.6": 7.4, "sparse 0.8": 4.2, "4 bits": 4.3125}
+# mean losses, Fisher z: half of those of the old tasks, so that the registered means are those the design was planned for
+LOSS = {
+    "sparse 0.2": 0.005, "sparse 0.4": 0.04, "sparse 0.6": 0.10, "sparse 0.8": 0.195,
+    "sparse_to_dense 0.6": 0.095, "sparse_to_dense 0.8": 0.135,
+    "frozen 0.4": 0.011, "frozen 0.6": 0.035, "frozen 0.8": 0.085,
+    "wanda 0.6": 0.07, "sparsegpt 0.6": 0.09, "sparse 4:8": 0.065, "random 0.6": 0.145, "4 bits": 0.012, "3 bits": 0.03,
+}
+ALIKE = 0.7            # correlation of the answers to one item
+BETWEEN_RUNS = 0.04    # standard deviation of a run's Fisher z; of a drop, 0.055
+SPREAD = 0.8           # standard deviation of a loss between tasks, as a share of its mean
+TAU = 0.4              # of difficulty and loss in world `effect`
+RHO = np.sin(np.pi * TAU / 2)
 
 
-def unit(rng, name, strength, dense, drops, chance, seeds, human=None, amounts=SPARSITIES, between_runs=BETWEEN_RUNS):
-    "drops: true drop of the accuracy at each amount; without seeds nothing is trained"
-    def outcomes(p):
-        p = np.clip(p + rng.normal(0, between_runs) * (len(seeds) > 0), 0.001, 0.999)
-        return (ALIKE ** 0.5 * strength + (1 - ALIKE) ** 0.5 * rng.normal(size=len(strength)) < NormalDist().inv_cdf(p)).astype(float)[:, None]
-    return Unit(name, "accuracy", chance, tuple(f"{name if human else ''}{i}" for i in range(len(strength))), tuple(seeds) or (41,), amounts,
-                np.stack([outcomes(dense) for _ in seeds or [41]]), np.stack([[outcomes(dense - d) for _ in seeds or [41]] for d in drops]), human, "simulated", (), tuple(16 * (1 - a) for a in amounts))
+class World:
+    "How much a task loses"
+
+    def __init__(self, name, rng):
+        self.name, self.rng = name, rng
+        self.sign = dict(effect=1.0, reversed=-1.0).get(name, 0.0)
+        self.uniform = name in ("log_odds", "points", "margin")
+
+    def losses(self, hard):
+        "Condition -> true loss of one task; `hard` is its standardised difficulty. What a task has in common is the kind of run"
+        kinds = {c.split()[0] if "bits" not in c else "bits" for c in LOSS}
+        luck = {kind: self.rng.normal() for kind in sorted(kinds)}
+        luck["random"] = 0.8 * luck["sparse"] + 0.6 * luck["random"]
+        out = {}
+        for condition, mean in LOSS.items():
+            kind = "bits" if "bits" in condition else condition.split()[0]
+            out[condition] = self.loss(mean, hard, luck[kind])
+        if self.name == "margin":
+            out |= {c: MARGIN * (1 + luck[c.split()[0] if "bits" not in c else "bits"]) for c in (*at("frozen"), "4 bits")}
+        return out
+
+    def loss(self, mean, hard, luck):
+        "A mean loss, its spread over tasks, and in worlds with an order what difficulty adds"
+        if self.sign:
+            return self.sign * mean + SPREAD * mean * (self.sign * RHO * hard + (1 - RHO**2) ** 0.5 * luck)
+        return mean * (self.uniform + SPREAD * luck)
+
+    def accuracy(self, signal, loss):
+        "Of two balanced classes, after a loss; in world `points` the same accuracy for every task"
+        if self.name == "points":
+            return (1 + np.tanh(signal)) / 2 - 0.35 * loss
+        return (1 + np.tanh(signal - loss)) / 2
+
+
+def answers(rng, share, items):
+    "(R, n) which items each run answers right"
+    strength = ALIKE**0.5 * rng.normal(size=items) + (1 - ALIKE) ** 0.5 * rng.normal(size=(len(share), items))
+    return strength < norm.ppf(np.clip(share, 0.001, 0.999))[:, None]
 
 
 class Simulated(Study):
-    "Units from a random generator instead of records"
-    def __init__(self, case, seed, items, between_runs=BETWEEN_RUNS):
-        self.case, self.n, self.records, self.notes, self.between_runs = case, items, [], [], between_runs
-        self.rng = np.random.default_rng([seed, CASES.index(case)])
-        self.size = dict(effect=1.0, noisy=1.0, reversed=-1.0, margin=1.0).get(case, 0.0)
+    "A study of the planned design in one world"
 
-    def drops(self, hardness, room, scale=1.0):
-        return [self.size * scale * room * s ** 2 * (0.15 + 0.35 * hardness) for s in SPARSITIES]
+    def __init__(self, world, seed, design=DESIGN):
+        self.old, self.notes, self.records, self.design, self._found = False, [], [], design, {}
+        self.rng = np.random.default_rng([seed, WORLDS.index(world)])
+        self.world, self.noise = World(world, self.rng), BETWEEN_RUNS * (3 if world == "noisy" else 1)
+        self._encoder = [self.encoder_task(i) for i in range(design["tasks"])]
+        self._second = [self.encoder_task(i, second=True) for i in range(design["second"])]
+        self._decoder = {e: [self.decoder_task(e, i) for i in range(design[n])] for e, n in
+                         (("03_options", "options"), ("05_kshot", "shots"), ("04_context", "context"), ("06_qa_format", "formats"))}
 
-    def _tasks(self, mode="sparse", method="magnitude", pattern="unstructured", **_):
-        if (method, pattern) != ("magnitude", "unstructured"):
-            return []
-        out = []
-        for i, dense in enumerate(np.full(9, 0.78) if self.case == "equal" else DENSE):
-            room, hard = dense - 0.5, i / 8
-            if mode in ("sparse", "sparse_to_dense"):
-                drops = self.drops(hard, room, 1.0 if mode == "sparse" else 0.7)
-            elif self.case == "margin":
-                drops = [MARGIN * room] * 5
-            elif self.case == "reversed":
-                drops = [4 * MARGIN * room] * 5     # what should do nothing does something
-            else:
-                drops = [0.0] * 5
-            if self.case == "effect" and mode == "quantized":
-                drops = [0.0, 0.0, 0.0, 0.15 * room, 0.3 * room]   # fewest bits cost the same share everywhere
-            seeds = (41, 42, 43) if i % 2 and self.case != "one seed" else (41,)
-            out.append(unit(self.rng, f"task{i}", self.rng.normal(size=self.n), dense, drops, 0.5, seeds, 0.97, BITS if mode == "quantized" else SPARSITIES, self.between_runs))
-        return out
+    def encoder(self, model="minilm"):
+        return self._encoder if model == "minilm" else self._second
 
-    def levels(self, experiment, method="magnitude", pattern="unstructured", **_):
-        if (method, pattern) != ("magnitude", "unstructured"):
-            return []
-        names = {"03_options": [2, 4, 6, 8], "04_context": [0, 1, 5, 20], "05_kshot": [0, 1, 4, 8], "06_qa_format": ["choice", "open"]}[experiment]
-        hard = {"03_options": [0, 1 / 3, 2 / 3, 1], "04_context": [1, 0, 0.5, 1], "05_kshot": [1, 2 / 3, 1 / 3, 0], "06_qa_format": [0, 1]}[experiment]
-        strength = self.rng.normal(size=self.n)
-        return [("simulated", [unit(self.rng, name, strength, 0.8 - 0.1 * h, self.drops(h, 0.6 - 0.1 * h), 0.2, ()) for name, h in zip(names, hard)])]
+    def decoder(self, experiment, model="smollm2"):
+        return self._decoder[experiment]
 
-    def shares(self, *_):
-        strength = self.rng.normal(size=self.n)
-        units = [unit(self.rng, f"{s:.0%}", strength, 0.85 - 0.1 * h, self.drops(h, 0.35 - 0.1 * h), 0.5, (41, 42, 43), between_runs=self.between_runs) for s, h in zip((1, 0.5, 0.25, 0.1), (0, 1 / 3, 2 / 3, 1))]
-        return [("simulated", self.spread(units))]
+    def conditions(self, i, second):
+        "(condition, level) of all compressed runs of the i-th task"
+        if second:
+            return [(c, "") for c in at("sparse_to_dense", TRAINED_AGAIN)]
+        wanted = [(c, "") for c in at("sparse")]
+        if i < self.design["arm_b"]:
+            more = [*at("frozen"), *at("sparse_to_dense", TRAINED_AGAIN), "4 bits", "3 bits"]
+            wanted += [(c, "") for c in more]
+        if i < self.design["criteria"]:
+            wanted += [("wanda 0.6", ""), ("sparsegpt 0.6", ""), ("sparse 4:8", "")]
+        if i < self.design["small"]:
+            wanted += [("random 0.6", ""), ("sparse 0.2", "")]
+        for levels, many in ((DATA_LEVELS, "data"), (WORD_LEVELS, "words")):
+            if i < self.design[many]:
+                wanted += [(c, lv) for lv in levels[1:] for c in at("sparse", TRAINED_AGAIN)]
+        return wanted
 
-    def models(self, *_):
-        return []
+    def level_step(self, level):
+        "How much harder a level is than the main setting, in steps"
+        return {lv: j for levels in (DATA_LEVELS, WORD_LEVELS) for j, lv in enumerate(levels)}[level]
 
-    def longer(self, *_):
-        return []
+    def encoder_task(self, i, second=False):
+        rng, world = self.rng, self.world
+        hard = rng.normal()
+        signal = np.clip(1.0 - 0.4 * hard, 0.15, 2.2)
+        wanted = self.conditions(i, second)
+        true = world.losses(hard)
+        step = PLANNED_MEAN["C4 data"] / 2
+        interaction = {lv: step * self.level_step(lv) * (world.sign + SPREAD * rng.normal()) for _, lv in wanted}
+        runs, share = [], []
+        for level in dict.fromkeys(["", *(lv for _, lv in wanted)]):
+            at_level = signal - 0.15 * self.level_step(level)
+            for s in (41, 42, 43) if level == "" else (41, 42):
+                runs.append(Run("dense", level, s))
+                share.append(world.accuracy(at_level + self.jitter(), 0.0))
+        for condition, level in wanted:
+            at_level = signal - 0.15 * self.level_step(level)
+            for s in (41, 42):
+                runs.append(Run(condition, level, s))
+                share.append(world.accuracy(at_level + self.jitter(), true[condition] + interaction[level]))
+        n = int(rng.choice([500, self.design["items"]], p=[0.25, 0.75]))
+        labels = np.arange(n) % 2
+        share = np.array(share)
+        if world.name == "noisy":
+            share[rng.random(len(share)) < 0.05] = 0.5
+        right = answers(rng, share, n)
+        alone = i < self.design["tasks"] - 2 * self.design["shared"]
+        group = f"task {i}" if alone else f"source {(i - self.design['tasks']) // 2}"
+        human = 0.97 if i % 2 == 0 else None
+        verified = i % 3 == 0 and i // 3 < self.design["human"]
+        agreement = 0.8 - 0.05 * hard + 0.05 * rng.normal() if verified else None
+        bits = tuple(BITS.get(r.condition, np.nan) for r in runs)
+        return TaskRuns(f"task {i}", tuple(runs), labels, np.where(right, labels, 1 - labels), "accuracy", "correlation_k",
+                        np.full(len(runs), 0.5), group, i % 4 < 2, human if not verified else 0.97, verified, agreement, (), bits)
 
-    def groups(self, *_, **__):
-        return []
+    def jitter(self):
+        return self.noise * self.rng.normal()
+
+    def decoder_task(self, experiment, i):
+        "d' of options (or of a free answer, as one of very many) that falls with pruning, more at harder levels in world `effect`"
+        rng, world = self.rng, self.world
+        levels, chance = {"03_options": (("2", "3", "4", "8"), (1 / 2, 1 / 3, 1 / 4, 1 / 8)), "05_kshot": (("8", "4", "1", "0"), (1 / 4,) * 4),
+                          "04_context": (("1", "2", "5", "0"), (0,) * 4), "06_qa_format": (("choice", "open"), (1 / 4, 0))}[experiment]
+        signal, spread, per_level = 1.2 + 0.3 * rng.normal(), 0.1 * rng.normal(), 0.1 + 0.05 * rng.normal()
+        runs, share, chances = [], [], []
+        for j, (level, c) in enumerate(zip(levels, chance)):
+            for amount, condition in enumerate(["dense", *at("sparse", DECODER_SPARSITIES)]):
+                for seed in (41, 42, 43, 44):
+                    lost = amount / 3 * (0.3 * (world.uniform or world.sign) + spread + world.sign * per_level * j)
+                    d = signal - lost + 0.05 * rng.normal()
+                    runs.append(Run(condition, level, seed))
+                    chances.append(c)
+                    share.append(float(afc_accuracy(d, 1 / c)) if c else float(1 / (1 + np.exp(-(d - 1.2) * np.pi / 3**0.5))))
+        right = answers(rng, np.array(share), self.design["asked"] if experiment != "04_context" else 300)
+        return TaskRuns(f"{experiment} {i}", tuple(runs), None, right.astype(float), "accuracy", "answers", np.array(chances))
 
 
-def judged(case, seed, items, resamples, between_runs=BETWEEN_RUNS):
-    """(verdicts on one simulated study, {claim: (weights of the tasks, their values)} of the means over tasks)"""
-    means = []
-    def noted(samples):
-        means.append((task_weights(samples), np.asarray(samples)[:, 0]))
-        return pooled(samples)
-    before, resample.__defaults__, claims.pooled = resample.__defaults__, (resamples, 0), noted
-    try:
-        verdicts = [v for v in judge(Simulated(case, seed, items, between_runs)) if v.estimate is not None]
-    finally:
-        resample.__defaults__, claims.pooled = before, pooled   # a test of the real records may come next
-    return verdicts, {v.claim: m for v in verdicts for m in means if np.isclose(m[0] @ m[1], v.estimate, rtol=1e-9, atol=0)}
+def judged(job):
+    "(name, verdict, estimate, low, high, k) of all rows of one simulated study"
+    world, seed, design = job
+    rows = []
+    for row in judge(Simulated(world, seed, design)):
+        x = row.evidence.main
+        rows.append((row.claim.name, row.verdict, None if x is None else (x.estimate, x.low, x.high, x.p, x.k)))
+    return rows
 
 
-def truth(case, items):
-    "What each interval should cover, from one study with very many items and no luck in training: an estimate, or the values of the tasks that are to be averaged"
-    verdicts, means = judged(case, 0, items, 20, 0.0)
-    return {v.claim: means[v.claim][1] if v.claim in means else v.estimate for v in verdicts}
+def true_means():
+    "Mean of each registered mean over tasks in world `effect`, Fisher z"
+    share = (BITS["4 bits"] - BITS["sparse 0.8"]) / (BITS["sparse 0.6"] - BITS["sparse 0.8"])
+    mean = lambda how, amounts: float(np.mean([LOSS[c] for c in at(how, amounts)]))
+    again = mean("sparse_to_dense", TRAINED_AGAIN)
+    return {
+        "C2 irreversible": again, "C7 second encoder": again, "C3 values": mean("sparse", SPARSITIES) - mean("frozen", SPARSITIES),
+        "C6 bits": share * LOSS["sparse 0.6"] + (1 - share) * LOSS["sparse 0.8"] - LOSS["4 bits"], "C4 data": PLANNED_MEAN["C4 data"],
+        "C7 small": LOSS["random 0.6"] - LOSS["sparse 0.6"], "C1 grows": LOSS["sparse 0.8"] - LOSS["sparse 0.4"],
+    }
 
 
-def one(job):
-    os.environ["OMP_NUM_THREADS"] = "1"
-    return judged(*job)
+NOTHING = tuple(c.name for c in CLAIMS.values() if c.kind == "nothing")
 
 
-def calibrate(studies, items=400, resamples=1000, workers=os.cpu_count(), cases=CASES, exact_items=60_000):
+def is_false(world, c):
+    "Is a claim false in this world?"
+    if c.name in NOTHING:
+        return world == "margin"
+    if world in ("log_odds", "points", "margin"):
+        return c.interaction
+    return world in ("none", "noisy", "reversed")
+
+
+def calibrate(studies, workers=os.cpu_count(), worlds=WORLDS, design=DESIGN):
     "(rows for the table, the closing figures)"
-    exact = {case: truth(case, exact_items) for case in cases if case in ("null", "effect", "reversed")}
-    counts, raw, covered = defaultdict(Counter), defaultdict(Counter), defaultdict(Counter)
+    counts, covered, truth = defaultdict(Counter), Counter(), true_means()
     with ProcessPoolExecutor(workers) as pool:
-        for case in cases:
-            jobs = [(case, seed, 40 if case == "noisy" else items, resamples) for seed in range(1, studies + 1)]
-            for verdicts, means in tqdm(pool.map(one, jobs), total=studies, desc=case, file=sys.stderr):
-                for v in verdicts:
-                    counts[case, v.claim][v.verdict] += 1
-                    p = v.p if v.equivalent is None else v.equivalent
-                    raw[case, v.claim]["supported"] += p < 0.05 and not v.unknown and (v.equivalent is not None or v.estimate > 0)
-                    if v.claim in exact.get(case, ()) and "tau" not in v.statistic and not v.unknown:
-                        value = exact[case][v.claim]
-                        if np.ndim(value):
-                            if v.claim not in means or len(means[v.claim][0]) != len(value):
-                                continue   # a task was not above chance in this study
-                            value = means[v.claim][0] @ value
-                        covered[case, v.claim]["yes" if v.low <= value <= v.high else "no"] += 1
-    share = lambda c, k: 100 * c[k] / studies
-    rows = [(case, claim, *(share(c, k) for k in ("supported", "contradicted", "inconclusive")), share(raw[case, claim], "supported"), 100 * covered[case, claim]["yes"] / covered[case, claim].total() if covered[case, claim] else None) for (case, claim), c in counts.items()]
-    nothing = ("C3 frozen", "C6 flat")   # claims that nothing happens
-    false = [(r[2], r[5]) for r in rows if (r[0] in ("null", "equal", "one seed") and r[1] not in nothing) or (r[0] == "margin" and r[1] in nothing)]
-    wrong = [r[3] for r in rows if r[0] in ("null", "equal", "one seed")] + [r[3] for r in rows if r[0] == "effect" and r[1] not in nothing]
-    coverage = [r[6] for r in rows if r[6] is not None]
-    return rows, dict(false_supported=max(f for f, _ in false), false_contradicted=max(wrong), false_before_holm=max(f for _, f in false), false_before_holm_mean=float(np.mean([f for _, f in false])), coverage_low=min(coverage), coverage_high=max(coverage), coverage_median=float(np.median(coverage)), power_median=float(np.median([r[2] for r in rows if r[0] == "effect"])))
+        for world in worlds:
+            jobs = [(world, seed, design) for seed in range(1, studies + 1)]
+            for rows in tqdm(pool.map(judged, jobs, chunksize=4), total=studies, desc=world, file=sys.stderr):
+                for name, verdict, x in rows:
+                    counts[world, name][verdict] += 1
+                    value = {"effect": truth.get(name), "none": 0.0 if name in truth else None}.get(world)
+                    if x is not None and value is not None:
+                        covered[world, name, x[1] <= value <= x[2]] += 1
+    table = []
+    for (world, name), c in counts.items():
+        yes, no = covered[world, name, True], covered[world, name, False]
+        shares = [100 * c[v] / studies for v in ("supported", "contradicted", "depends on the scale", "equivalent", "inconclusive", "not run")]
+        table.append((world, name, *shares, 100 * yes / (yes + no) if yes + no else None))
+    false = [r[2] for r in table if is_false(r[0], CLAIMS[r[1]])]
+    wrong = [r[3] for r in table if r[0] in ("none", "noisy", "effect", "log_odds") and not (r[0] == "effect" and r[1] in NOTHING)]
+    coverage = [r[8] for r in table if r[8] is not None]
+    power = {r[1]: r[2] for r in table if r[0] == "effect"}
+    means = [power[n] for n in truth if n in power and CLAIMS[n].role == "primary" and n != "C4 data"]   # of C4 nothing had been seen
+    closing_figures = dict(false_supported_max=max(false, default=0), false_contradicted_max=max(wrong, default=0), coverage_low=min(coverage, default=0),
+                           coverage_high=max(coverage, default=0), power_tau04=power.get("C1 steeper", 0), power_means=min(means, default=0), power_gap=power.get("C5 gap", 0), power_data=power.get("C4 data", 0))
+    return table, closing_figures
 
 
 if __name__ == "__main__":
-    args = arguments(repeats=1, studies=200, items=400, resamples=2000, workers=os.cpu_count())
-    rows, figures = calibrate(args.studies, args.items, args.resamples, args.workers)
-    print(f"{args.studies} studies of each case, {args.items} items a task (40 when noisy), {args.resamples} resamples; a share of 5 % has a simulation error of {100 * (0.05 * 0.95 / args.studies) ** 0.5:.1f} points\n")
-    print("| case | claim | supported % | contradicted % | inconclusive % | supported % before Holm | coverage of the 95 % interval % |\n|---|---|---|---|---|---|---|")
-    for case, claim, *shares, cover in rows:
-        print(f"| {case} | {claim} | " + " | ".join(f"{x:.1f}" for x in shares) + f" | {'' if cover is None else f'{cover:.1f}'} |")
+    args = arguments(repeats=1, studies=400, workers=os.cpu_count())
+    os.environ["OMP_NUM_THREADS"] = "1"
+    table, figures = calibrate(args.studies, args.workers)
+    error = 100 * (0.05 * 0.95 / args.studies) ** 0.5
+    print(f"{args.studies} studies of each world; a share of 5 % has a simulation error of {error:.1f} points\n")
+    print("| world | claim | supported % | contradicted % | depends on the scale % | equivalent % | inconclusive % | not run % | coverage % |\n|" + "---|" * 9)
+    for world, name, *shares, cover in table:
+        print(f"| {world} | {name} | " + " | ".join(f"{x:.1f}" for x in shares) + f" | {'' if cover is None else f'{cover:.1f}'} |")
     closing(studies=args.studies, **figures)

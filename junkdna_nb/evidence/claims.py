@@ -221,7 +221,7 @@ def _(study):
     return mean_evidence(study.usable(), mean_of(["sparse 0.4"]), "sparse runs at 0.4")
 
 
-@claim("C1 loss at 0.2", "Is anything lost at 0.2?", "mean drop at 0.2", "B", role="check")
+@claim("C1 loss at 0.2", "Is anything lost at 0.2?", "mean drop at 0.2", "B_small", role="check")
 def _(study):
     return mean_evidence(study.usable(), mean_of(["sparse 0.2"]), "sparse runs at 0.2")
 
@@ -264,7 +264,7 @@ def _(study):
     return mean_evidence(study.usable(levels=levels), terms, "dense and sparse runs at every share of the data")
 
 
-@claim("C4 words", "Do texts with fewer words make the drop larger?", "contrast of the drop over shares of words 1, 0.5, 0.25", "C", interaction=True)
+@claim("C4 words", "Do texts with fewer words make the drop larger?", "contrast of the drop over shares of words 1, 0.5, 0.25", "C_words", interaction=True)
 def _(study):
     terms = contrast_of(at("sparse", TRAINED_AGAIN), WORD_LEVELS)
     return mean_evidence(study.usable(levels=WORD_LEVELS), terms, "dense and sparse runs at every share of words")
@@ -284,17 +284,17 @@ def ascending(levels) -> list:
     return sorted(levels, key=float)
 
 
-@claim("C4 options", "Do more options make the drop larger?", "contrast of the drop over numbers of options", "D", interaction=True)
+@claim("C4 options", "Do more options make the drop larger?", "contrast of the drop over numbers of options", "D_options", interaction=True)
 def _(study):
     return axis_evidence(study, "03_options", ascending, "usable levels of options")
 
 
-@claim("C4 shots", "Do fewer demonstrations make the drop larger?", "contrast of the drop over numbers of demonstrations", "D", interaction=True)
+@claim("C4 shots", "Do fewer demonstrations make the drop larger?", "contrast of the drop over numbers of demonstrations", "D_shots", interaction=True)
 def _(study):
     return axis_evidence(study, "05_kshot", lambda levels: ascending(levels)[::-1], "usable levels of demonstrations")
 
 
-@claim("C4 context", "Do more passages make the drop larger?", "contrast of the drop over numbers of passages", "D", interaction=True)
+@claim("C4 context", "Do more passages make the drop larger?", "contrast of the drop over numbers of passages", "D_context", interaction=True)
 def _(study):
     return axis_evidence(study, "04_context", lambda levels: [lv for lv in ascending(levels) if float(lv) >= 1], "usable levels of passages")
 
@@ -310,13 +310,13 @@ def _(study):
     return order_evidence(study.usable(), mean_of(at("sparse")), "a human score and sparse runs", human_gap)
 
 
-@claim("C5 factoid", "Do open questions lose more than the same with options?", "drop of open minus choice, in standard deviations of the evidence", "D", interaction=True)
+@claim("C5 factoid", "Do open questions lose more than the same with options?", "drop of open minus choice, in standard deviations of the evidence", "D_format", interaction=True)
 def _(study):
     terms = contrast_of(at("sparse", DECODER_SPARSITIES), ("choice", "open"))
     return mean_evidence(study.usable_questions("06_qa_format", ("choice", "open")), terms, "both formats above chance")
 
 
-@claim("C5 closed book", "Does closed book lose more than the right passage?", "drop without passage minus with the right one", "D", interaction=True)
+@claim("C5 closed book", "Does closed book lose more than the right passage?", "drop without passage minus with the right one", "D_context", interaction=True)
 def _(study):
     terms = contrast_of(at("sparse", DECODER_SPARSITIES), ("1", "0"))
     return mean_evidence(study.usable_questions("04_context", ("0", "1")), terms, "closed book above chance")
@@ -355,14 +355,14 @@ def _(study):
     return mean_evidence(study.usable("mpnet"), mean_of(at("sparse_to_dense", TRAINED_AGAIN)), "sparse-to-dense runs of mpnet")
 
 
-@claim("C7 small", "Do random weights cost more than small ones?", "mean drop, random minus magnitude, at 0.6", "A,B")
+@claim("C7 small", "Do random weights cost more than small ones?", "mean drop, random minus magnitude, at 0.6", "A,B_small")
 def _(study):
     terms = mean_of(["random 0.6"]) + mean_of(["sparse 0.6"], weight=-1)
     return mean_evidence(study.usable(), terms, "random and sparse runs at 0.6")
 
 
 for how in ("wanda 0.6", "sparsegpt 0.6", "sparse 4:8"):
-    claim(f"C7 {how}", f"Is anything lost with {how} as well?", f"mean drop of {how}", "E", role="check")(
+    claim(f"C7 {how}", f"Is anything lost with {how} as well?", f"mean drop of {how}", "E_criteria", role="check")(
         lambda study, how=how: mean_evidence(study.usable(), mean_of([how]), f"runs of {how}"))
 
 # %% ../../nbs/44_claims.ipynb #6f45818f
