@@ -62,7 +62,7 @@ class Meta:
 
 # %% ../../nbs/42_inference.ipynb #ffdca4c0
 def two_sided_p(estimate, se, df) -> float | None:
-    "p of a t test; without any error 1 for an estimate of 0, and otherwise None: it cannot be tested"
+    "p of a t test; without error 1 for an estimate of 0 and otherwise None (untestable)"
     if se is None or df < 1:
         return None
     if se == 0:

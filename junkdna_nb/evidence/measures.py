@@ -110,7 +110,7 @@ METRICS["exact_match"] = METRICS["accuracy"]
 
 # %% ../../nbs/40_measures.ipynb #8afa3b7d
 def class_terms(labels, predictions, classes) -> sparse.csc_matrix:
-    "Indicators (3K, n) of the class answered rightly, the label and the prediction, from classes 0..K-1"
+    "Indicators (3K, n) of class answered rightly, label and prediction, from classes 0..K-1"
     n = len(labels)
     agree = (labels == predictions).astype(float)
     data = np.stack([agree, np.ones(n), np.ones(n)], axis=1)
@@ -244,10 +244,11 @@ def checked_runs(metric, labels, predictions) -> tuple:
         predictions = predictions == labels
     if rightness or metric == "pearson":
         predictions = predictions.astype(float)
-    if predictions.dtype.kind == "f" and not np.isfinite(predictions).all():
-        raise StudyError(
-            "predictions contain a value that is not finite (allowed: numbers or classes)"
-        )
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise StudyError(
+                f"{name} contain a value that is not finite (allowed: numbers or classes)"
+            )
     if rightness and not (0 <= predictions.min() and predictions.max() <= 1):
         raise StudyError(
             f"predictions reach {predictions.max():g} (allowed without labels: 0 to 1)"
@@ -284,7 +285,7 @@ def score_estimates(metric, labels, predictions) -> Estimates:
 
 # %% ../../nbs/40_measures.ipynb #289a8204
 def signal_metric(metric, classes=None) -> str:
-    "The correlation of the primary scale: correlation_k for `classes` >= 2 of them, pearson for scores"
+    "The correlation of the primary scale: correlation_k for 2 or more classes, pearson for scores"
     if metric in ("pearson", "spearman") or not classes:
         return "pearson"
     if classes < 2:

@@ -48,7 +48,7 @@ def bootstrap(metric, labels, predictions, resamples=20_000, seed=0) -> np.ndarr
 
 # %% ../../nbs/41_resampling.ipynb #995e210b
 def interval(samples, level=0.95) -> tuple:
-    "Percentile interval (low, high) of samples (B + 1, ...); row 0 is the estimate and not a sample"
+    "Percentile interval (low, high) of samples (B + 1, ...); row 0, the estimate, is left out"
     low, high = np.quantile(samples[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
 
