@@ -406,7 +406,7 @@ BAD_ROWS = {
     "labels: [bad, fair, good]\n  metric: f1": "'f1' needs two classes and the row has 3",
     "labels: [false, true]": "labels: .False, True. does not fit .*in quotes",
     "labels: [worse, better]": "labels: 'bad' in column 'label' .allowed: worse, better, or 0",
-    "text: txt": "text: no column 'txt' in .the file.; did you mean 'text'",
+    "text: txt": "text: no column 'txt' in the file; did you mean 'text'",
     "label: mark": r"label: no column 'mark' .*there are: text, label",
     "id: key": "id: no column 'key'",
     "text: [a, b, c]": "text: .*one or two different columns",
