@@ -457,8 +457,14 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
     assert tell() == first
     (package / "sweep.py").write_text("x = 1\n")
     assert tell() == first, "a module that cannot change results"
+    (package / "evidence").mkdir()
+    (package / "evidence" / "claims.py").write_text("x = 1\n")
+    assert tell() == first, "a chapter that cannot change results"
     file.write_text(file.read_text() + "\nx = 1\n")
     assert tell() != first
+    second, file = tell(), package / "base" / "tasks.py"
+    file.write_text(file.read_text() + "\nx = 1\n")
+    assert tell() != second, "a module of a chapter"
 
 
 def test_stale_and_forced(runs, grid, undisturbed):

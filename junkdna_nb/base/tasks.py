@@ -448,11 +448,12 @@ def _packaged_parts(task):
 def class_numbers(values,  # (n,) of the label column: texts, numbers or truth values
                   labels,  # class names in order
     ):                     # (n,) class numbers; a value that does not fit is None
-    "A label column as class numbers: by name if every value is a name, else by number"
-    number = {name: i for i, name in enumerate(labels)}
-    if all(str(v) in number for v in set(values)):
-        return [number[str(v)] for v in values]
-    number = {str(i): i for i in range(len(labels))}
+    "A label column as class numbers: by name or by number, whichever fits more values"
+    readings = [{name: i for i, name in enumerate(labels)},
+                {str(i): i for i in range(len(labels))}]
+    counts = Counter(map(str, values))
+    fits = [sum(counts[written] for written in reading) for reading in readings]
+    number = readings[fits.index(max(fits))]   # by name, where both fit alike
     return [number.get(str(v)) for v in values]
 
 # %% ../../nbs/15_tasks.ipynb #8fdd6d35
@@ -476,16 +477,18 @@ def _finite(v):
         return None
     return x if math.isfinite(x) else None
 
-# %% ../../nbs/15_tasks.ipynb #53fe3c69
+# %% ../../nbs/15_tasks.ipynb #3bae7b0a
+def _shown(split): return f'split {split!r}' if split else 'the file'
+
 def _column(task, columns, key, name, split):
     if name not in columns:
         hint, there = nearest(name, columns), ', '.join(columns)
-        raise refused(task, key, f"no column {name!r} in {split or 'the file'!r}{hint} "
+        raise refused(task, key, f"no column {name!r} in {_shown(split)}{hint} "
                                  f"(there are: {there})")
     values = columns[name]
     if None in values:
         raise refused(task, key, f"column {name!r} is empty in row {values.index(None)} "
-                                 f"of {split or 'the file'!r}")
+                                 f"of {_shown(split)}")
     return values
 
 def _rows(task, columns, split, numbers):
@@ -498,20 +501,18 @@ def _rows(task, columns, split, numbers):
             row[c] = str(value)
     return rows
 
-# %% ../../nbs/15_tasks.ipynb #16b1b9d2
+# %% ../../nbs/15_tasks.ipynb #ee42093b
 def _rating_lists(task, column, split):
     "One list of numbers per row; a text such as '1 0 1' is read as one"
+    where = f"column {task.ratings!r} of {_shown(split)}"
     lists = [v.replace(',', ' ').strip('[] ').split() if isinstance(v, str) else v for v in column]
     try:
         lists = [[float(x) for x in v or []] for v in lists]
     except (TypeError, ValueError):
-        raise refused(task, 'ratings', f"column {task.ratings!r} of {split!r} is not made of lists "
-                                       'of numbers') from None
-    if task.rating_rule in ('majority', 'gold'):
-        whole = all(map(_is_class, chain.from_iterable(lists)))
-        if not whole:
-            raise refused(task, 'ratings', f"column {task.ratings!r} of {split!r} holds numbers "
-                                           'that are no classes (allowed: whole numbers from 0)')
+        raise refused(task, 'ratings', f'{where} is not made of lists of numbers') from None
+    if task.rating_rule in ('majority', 'gold') and not all(map(_is_class, chain(*lists))):
+        raise refused(task, 'ratings', f'{where} holds numbers that are no classes '
+                                       '(allowed: whole numbers from 0)')
     return lists
 
 def _is_class(x): return x >= 0 and x.is_integer()
