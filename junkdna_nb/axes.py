@@ -87,13 +87,31 @@ _HARDEST = {'05_kshot': 0}   # the level that a record's main metric is taken fr
 
 def _usual_options(data): return Counter(len(q.options) for q in data.asked).most_common(1)[0][0]
 
+
+# %% ../nbs/01cb_axes.ipynb #362490a1
+def _enough_passages(config, data):
+    "Question -> has it enough other passages and demonstrations without its answer, at the last level?"
+    needed = max(0, config.levels[-1] - 1) + config.shots
+
+    def enough(q):
+        others = {p for p in data.library if p and p != q.passage and not holds_answer(p, q)}
+        demonstrable = sum(s.passage in others for s in _pool(data, q))
+        return len(others) >= needed and demonstrable >= config.shots
+    return enough
+
 def _askable(config):
     "Which questions can be asked at every level"
     data = load_questions(config.task, 0, config.kind)
     if config.experiment == '03_options': least = max(config.levels or [_usual_options(data)])
     else: least = config.options if config.experiment == '06_qa_format' else 0
     passages = config.experiment == '04_context'
-    chosen = load_questions(config.task, config.max_eval, config.kind, lambda q: len(q.options) >= least and (q.answers or config.experiment not in ('04_context', '06_qa_format')) and (q.passage or not passages))
+    enough = _enough_passages(config, data) if passages and config.kind != 'all' else lambda q: True
+    chosen = load_questions(config.task, config.max_eval, config.kind, lambda q: len(q.options) >= least and (q.answers or config.experiment not in ('04_context', '06_qa_format')) and (q.passage or not passages) and enough(q))
+    lost = data.available - chosen.available
+    if not chosen.asked and passages and config.kind != 'all' and any(q.passage for q in data.asked):
+        raise StudyError(f"passages={config.passages!r}: no question of kind {config.kind!r} has so many other passages without its answer (allowed: at most {len(data.library)} passages)")
+    if passages and config.kind != 'all' and lost:
+        return chosen, [f'{lost:,} of {data.available:,} questions are not asked: too few passages or demonstrations of kind {config.kind} do not hold their answer']
     if not chosen.asked and passages: raise StudyError(f"the questions of task {config.task!r} come without passages here ({data.origin})")
     if not chosen.asked: raise StudyError(f"options={least}: no question of task {config.task!r} has so many options (allowed: at most {max(len(q.options) for q in data.asked)})")
     return chosen, [f'{data.available - chosen.available:,} of {data.available:,} questions are not asked: they have fewer than {least} options'] if least and chosen.available < data.available else []

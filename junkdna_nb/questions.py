@@ -39,9 +39,11 @@ class Question:
         return 1/len(self.options) if self.options else 0.0
 
 # %% ../nbs/00e_questions.ipynb #7b27d8b5
+_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
+
 def normalize_answer(text:str) -> str:
     "Lower case, no punctuation, no articles, single spaces"
-    bare = ''.join(c for c in text.lower() if c not in string.punctuation)
+    bare = text.lower().translate(_NO_PUNCTUATION)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', bare).split())
 
 def exact_match(answer:str, accepted) -> float:
@@ -262,18 +264,33 @@ def _borrowed(questions):   # of one split; None where a row is no question
     "The same questions with options: seven first answers of others, and a reserve of them"
     there = [q for q in questions if q]
     accepted = [{normalize_answer(a) for a in q.answers} for q in there]
+    first = [normalize_answer(q.answers[0]) for q in there]
 
     def with_wrong(q, own):
         wrong = {}   # normalised -> as it stands
         for k in range(2*(_WRONG + _RESERVE)):
             other = int.from_bytes(_rank('borrowed', q.id, str(k))[:8]) % len(there)
-            text = there[other].answers[0]
             if not own & accepted[other]:
-                wrong.setdefault(normalize_answer(text), text)
+                wrong.setdefault(first[other], there[other].answers[0])
         drawn = tuple(wrong.values())
         return replace(q, options=(q.answers[0], *drawn[:_WRONG]), gold=0,
                        reserve=drawn[_WRONG:_WRONG + _RESERVE])
     return [with_wrong(q, own) for q, own in zip(there, accepted)]
+
+# %% ../nbs/00e_questions.ipynb #c0273a7d
+def _central_first(names):
+    "The same names, the one whose words most of the others share in front"
+    words = {n: set(normalize_answer(n).split()) for n in names}
+    common = Counter(w for own in words.values() for w in own)
+
+    def central(name):
+        own = words[name]
+        shared = sum(common[w] for w in own)/len(own) if own else 0
+        return -shared, len(name), name.isupper(), name.islower()
+    best = min(names, key=central)
+    return (best, *(n for n in names if n != best))
+
+def _trivia(row): return _central_first([row['answer']['value'], *row['answer']['aliases']])
 
 # %% ../nbs/00e_questions.ipynb #abcb4e45
 _arc, _sizes = ('Clark et al. 2018', dict(arc_easy=2376, arc_challenge=1172))
@@ -337,7 +354,8 @@ QUESTIONS |= {t.name: t for t in [
     _classes('hwu64_q', 'choice', 'DeepPavlov/hwu64', 'default', 'test',
              _classified(_WANTED, _in_words(_HWU), text='utterance')),
     *(replace(QUESTIONS[name], name=f'{name}_mc', format='both', borrows=True)
-      for name in ('trivia_qa', 'nq_open', 'web_questions')),
+      for name in ('nq_open', 'web_questions')),
+    replace(QUESTIONS['trivia_qa'], name='trivia_qa_mc', format='both', borrows=True, read=_open(_trivia)),
 ]}
 
 
@@ -404,6 +422,7 @@ class QuestionData:
     notes: tuple       # what is not complete
     available: int     # questions that could be asked
     fingerprint: str   # SHA-256 of the asked ones
+    library: frozenset = frozenset()   # passages that may stand beside a question's own
 
 def load_questions(name:str,
                    max_eval:int=0,     # cap on the questions asked; 0: all
@@ -416,11 +435,14 @@ def load_questions(name:str,
         kinds = sorted({q.kind for q in asked})
         if kind not in kinds: raise StudyError(f"unknown kind {kind!r} of task {name!r}{nearest(kind, kinds)} (allowed: {', '.join(['all', *filter(None, kinds[:60])])})")
         asked, shots = [q for q in asked if q.kind == kind], [q for q in shots if q.kind == kind]
+    whole = asked + shots   # of one kind: its passages are there whatever is asked
     if keep: asked, shots = [q for q in asked if keep(q)], [q for q in shots if keep(q)]
     order = sorted(asked, key=lambda q: _rank('asked', name, q.id))
     chosen = tuple(order[:max_eval] if max_eval else order)
     digest = hashlib.sha256(json.dumps([[q.id, q.question, q.options, q.gold, q.answers, q.passage] for q in chosen]).encode()).hexdigest()
-    return QuestionData(get_questions(name), chosen, tuple(sorted(shots, key=lambda q: q.id)), origin, notes, len(asked), digest)
+    one_kind = kind and kind != 'all'
+    library = frozenset(q.passage for q in (whole if one_kind else [*chosen, *shots]))
+    return QuestionData(get_questions(name), chosen, tuple(sorted(shots, key=lambda q: q.id)), origin, notes, len(asked), digest, library)
 
 # %% ../nbs/00e_questions.ipynb #f7f4cf0d
 def with_options(question:Question,
@@ -465,7 +487,7 @@ def with_passages(data:QuestionData, question:Question,
     "The right passage among n others that do not contain the answer"
     if not question.passage: raise StudyError(f"task {data.task.name!r} has no passages (allowed: a task such as squad)")
     if not 0 <= position <= 1: raise StudyError(f"position={position!r} of the right passage is out of range (allowed: a number in [0, 1])")
-    others = {q.passage for q in data.asked + data.shots} - {question.passage, *without}
+    others = data.library - {question.passage, *without}
     found, drawn = [], [str(draw)] if draw else []
     for p in sorted(others, key=lambda p: _rank('passage', *drawn, question.id, p)):
         if len(found) == n: break
