@@ -34,7 +34,7 @@ from junkdna_nb.evidence.study import (
     contrast_of,
     dense_difficulty,
     disagreement,
-    human_gap,
+    gap_to_people,
     mean_of,
     orders,
     task_effect,
@@ -302,12 +302,12 @@ def _(study):
 @claim("C5 gap", "Does the human-model gap go with the drop?", "tau of (human - dense) / human and mean drop; human scores computed or read", "dense,A", role="primary", kind="order", interaction=True)
 def _(study):
     tasks = [t for t in study.usable() if t.verified or study.old]
-    return order_evidence(tasks, mean_of(at("sparse")), "a human score and sparse runs", human_gap)
+    return order_evidence(tasks, mean_of(at("sparse")), "a human score and sparse runs", gap_to_people)
 
 
 @claim("C5 gap, all", "And with human scores from memory?", "the same with every published human score", "A", kind="order", interaction=True)
 def _(study):
-    return order_evidence(study.usable(), mean_of(at("sparse")), "a human score and sparse runs", human_gap)
+    return order_evidence(study.usable(), mean_of(at("sparse")), "a human score and sparse runs", gap_to_people)
 
 
 @claim("C5 factoid", "Do open questions lose more than the same with options?", "drop of open minus choice, in standard deviations of the evidence", "D_format", interaction=True)

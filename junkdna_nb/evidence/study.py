@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['MINIMAL_SIGNAL', 'STANDARD_ERRORS', 'OLD_QUESTIONS', 'Run', 'condition_of', 'level_of', 'TaskRuns', 'Pairs', 'Term',
            'mean_of', 'contrast_of', 'Effect', 'task_effect', 'variances_of', 'Average', 'average', 'Usability',
-           'dense_signal', 'usability', 'usable', 'other_seeds', 'dense_difficulty', 'human_gap', 'disagreement',
+           'dense_signal', 'usability', 'usable', 'other_seeds', 'dense_difficulty', 'gap_to_people', 'disagreement',
            'Orders', 'orders', 'is_old', 'settings_of', 'Study', 'encoder_runs', 'decoder_runs']
 
-# %% ../../nbs/43_study.ipynb #4fae1885
+# %% ../../nbs/43_study.ipynb #61f750ec
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -27,6 +26,8 @@ from junkdna_nb.evidence.measures import (
     afc_signal,
     drop_estimates,
     fisher_z,
+    human_gap,
+    level_difficulty,
     open_signal,
     score_estimates,
     signal_metric,
@@ -324,15 +325,15 @@ def other_seeds(task: TaskRuns, terms: tuple) -> list:
 def dense_difficulty(task: TaskRuns, terms: tuple) -> float:
     "Minus the dense signal, in runs that take no part in the drop"
     at = [task.index[r] for r in other_seeds(task, terms)]
-    return -float(task.signal_scores.values[at].mean())
+    return float(level_difficulty(task.signal_scores.values[at].mean()))
 
 
-def human_gap(task: TaskRuns, terms: tuple) -> float | None:
+def gap_to_people(task: TaskRuns, terms: tuple) -> float | None:
     "(human - dense) / human on the task's own metric, in runs that take no part in the drop"
     if task.human is None or task.human <= 0:
         return None
     at = [task.index[r] for r in other_seeds(task, terms)]
-    return 1 - float(task.metric_scores.values[at].mean()) / task.human
+    return float(human_gap(task.metric_scores.values[at].mean(), task.human))
 
 
 def disagreement(task: TaskRuns, terms: tuple) -> float | None:
