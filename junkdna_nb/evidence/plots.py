@@ -9,7 +9,7 @@ __all__ = ['MARKERS', 'DASHES', 'Z95', 'DROP_NAMES', 'VERDICT_LOOK', 'style', 's
            'named_points', 'source_errors', 'name_points', 'difficulty_scatter', 'forest', 'paper_points',
            'percent_kept', 'overlay']
 
-# %% ../../nbs/46_plots.ipynb #51a3d7f1
+# %% ../../nbs/46_plots.ipynb #d0d0b319
 import csv
 import io
 import re
@@ -25,7 +25,7 @@ from .claims import ALPHA, MINIMAL_SOURCES
 from .measures import SCALE_NAMES, SCALES
 from .study import Term, average, task_effect, variances_of
 
-# %% ../../nbs/46_plots.ipynb #b70cb858
+# %% ../../nbs/46_plots.ipynb #a9063e43
 MARKERS = "osD^vP*Xh"
 DASHES = ("-", "--", "-.", ":")
 Z95 = 1.96  # standard errors on either side of an estimate
@@ -55,7 +55,7 @@ def save(fig, name: str, folder=None) -> Path:
     plt.close(fig)
     return folder / f"{name}.png"
 
-# %% ../../nbs/46_plots.ipynb #07d9890b
+# %% ../../nbs/46_plots.ipynb #7f01060e
 def panels(count: int, columns: int = 3, width=3.2, height=2.5, **share) -> tuple:
     "A figure with `count` panels, and the list of their axes; width and height in inches each"
     import matplotlib.pyplot as plt
@@ -75,7 +75,7 @@ def caption(fig, text: str):
     "Small text below a figure"
     fig.supxlabel(textwrap.fill(text, int(16 * fig.get_figwidth())), fontsize=7.5, color="0.3")
 
-# %% ../../nbs/46_plots.ipynb #c66d5ebd
+# %% ../../nbs/46_plots.ipynb #91c1a233
 def split_condition(condition: str) -> tuple:
     "(kind, amount) of a condition in words: a sparsity, or a number of bits; amount 0 of dense"
     if m := re.fullmatch(r"(?:(\w+) )?(\d+) bits", condition):
@@ -97,7 +97,7 @@ def amounts_of(task, kind: str, level: str = "") -> dict:
             found[amount] = condition
     return dict(sorted(found.items()))
 
-# %% ../../nbs/46_plots.ipynb #891059c0
+# %% ../../nbs/46_plots.ipynb #829e0e4b
 @dataclass(frozen=True)
 class Curve:
     "Drops (A,) of one kind at growing amounts (A,), with 95 % intervals"
@@ -125,7 +125,7 @@ def line_effects(line: tuple, scale: str, by_bits: bool = False) -> list:
         found.append((amount, effect))
     return sorted(found, key=lambda pair: pair[0])
 
-# %% ../../nbs/46_plots.ipynb #6f424606
+# %% ../../nbs/46_plots.ipynb #94c52e96
 def task_curves(groups: list, scale: str = "signal", by_bits: bool = False) -> list:
     """Lines as curves: groups of (title, list of (label, task, kind, level)).
 
@@ -148,7 +148,7 @@ def task_curves(groups: list, scale: str = "signal", by_bits: bool = False) -> l
         out.setdefault(title, []).append(curve)
     return list(out.items())
 
-# %% ../../nbs/46_plots.ipynb #2402c6a8
+# %% ../../nbs/46_plots.ipynb #ef085fd8
 def mean_curve(label: str, tasks: list, kind: str, scale: str = "signal") -> Curve | None:
     "Random-effects mean over tasks of the drop at every amount; None if nothing can be averaged"
     points, items, seeds = [], set(), set()
@@ -171,7 +171,7 @@ def mean_curve(label: str, tasks: list, kind: str, scale: str = "signal") -> Cur
     *columns, k = np.array(points).T
     return Curve(label, *columns, tuple(items), tuple(seeds), int(k.max()))
 
-# %% ../../nbs/46_plots.ipynb #5d6d3499
+# %% ../../nbs/46_plots.ipynb #56b293f3
 def look_of(labels: list) -> dict:
     "Label -> colour, marker and dash, which differ together"
     names = list(dict.fromkeys(labels))
@@ -195,10 +195,12 @@ def legend_above(fig, axes):
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels()):
             handles.setdefault(label, handle)
-    columns = max(1, min(len(handles), int(fig.get_figwidth() // 1.6)))
-    fig.legend(handles.values(), handles, loc="outside upper center", ncols=columns, fontsize=8)
+    # published curves last
+    labels = sorted(handles, key=lambda label: label.endswith(", paper"))
+    columns = max(1, min(len(labels), int(fig.get_figwidth() // 1.6)))
+    fig.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=columns, fontsize=8)
 
-# %% ../../nbs/46_plots.ipynb #a2808162
+# %% ../../nbs/46_plots.ipynb #da3ead43
 def about(curves: list) -> str:
     "Items, seeds and tasks of some curves, for a caption"
     def span(values):
@@ -209,8 +211,10 @@ def about(curves: list) -> str:
     seeds = [s for c in curves for s in c.seeds]
     tasks = [c.k for c in curves]
     several = f"; {span(tasks)} sources of tasks" if max(tasks) > 1 else ""
-    return (f"n = {span(items)} items, {span(seeds)} seeds{several}; "
-            "bars: 95 % intervals over items and seeds" + (" and tasks" if several else ""))
+    over = "items and seeds" if max(seeds) > 1 else "items"
+    plural = "seeds" if max(seeds) > 1 else "seed"
+    return (f"n = {span(items)} items, {span(seeds)} {plural}{several}; "
+            f"bars: 95 % intervals over {'tasks, ' if several else ''}{over}")
 
 
 def cut_bars(axes, curves: list, values=lambda drop: drop) -> str:
@@ -222,7 +226,7 @@ def cut_bars(axes, curves: list, values=lambda drop: drop) -> str:
     axes[0].set_ylim(*new)
     return "" if new == (low, high) else "; longer bars are cut"
 
-# %% ../../nbs/46_plots.ipynb #ae31db47
+# %% ../../nbs/46_plots.ipynb #af323aa9
 DROP_NAMES = {
     "signal": "drop (signal)",
     "normalised": "drop (share above chance)",
@@ -242,6 +246,7 @@ def drop_curves(groups: list, scale: str = "signal", xlabel: str = "sparsity"):
         for i, curve in enumerate(curves):
             draw_curve(ax, curve, looks[curve.label], step * (i - len(curves) / 2))
         ax.set(title=title, xlabel=xlabel)
+        ax.locator_params(axis="x", nbins=5)
         ax.tick_params(labelbottom=True)
     for ax in axes[::min(3, len(axes))]:
         ax.set_ylabel(DROP_NAMES[scale])
@@ -250,7 +255,7 @@ def drop_curves(groups: list, scale: str = "signal", xlabel: str = "sparsity"):
     caption(fig, about(every) + note)
     return fig
 
-# %% ../../nbs/46_plots.ipynb #c33f40a9
+# %% ../../nbs/46_plots.ipynb #9e45d913
 def bits_curves(groups: list, scale: str = "signal"):
     "One panel a group: drop against stored bits a weight; curves made with `by_bits`"
     fig = drop_curves(groups, scale, "stored bits a weight")
@@ -258,7 +263,7 @@ def bits_curves(groups: list, scale: str = "signal"):
     shown[0].invert_xaxis()
     return fig
 
-# %% ../../nbs/46_plots.ipynb #fb052aaa
+# %% ../../nbs/46_plots.ipynb #dd421490
 VERDICT_LOOK = {
     "supported": ("C2", "o"),
     "contradicted": ("C3", "X"),
@@ -286,7 +291,7 @@ def verdict_rows(ax, rows: list, xlabel: str):
     ax.set(yticks=-np.arange(len(rows)), ylim=(-len(rows) + 0.4, 0.6), xlabel=xlabel)
     ax.set_yticklabels(labels)
 
-# %% ../../nbs/46_plots.ipynb #75fd02e8
+# %% ../../nbs/46_plots.ipynb #46cbb68c
 def verdict_figure(rows: list, title: str = "", note: str = ""):
     "Primary claims: means on the signal axis in one panel, orders of tasks (tau) in another"
     import matplotlib.pyplot as plt
@@ -307,8 +312,8 @@ def verdict_figure(rows: list, title: str = "", note: str = ""):
     caption(fig, f"Estimates with 95 % intervals; k: sources of tasks{note}.")
     return fig
 
-# %% ../../nbs/46_plots.ipynb #84b5193a
-def scale_figure(row):
+# %% ../../nbs/46_plots.ipynb #c3ea7148
+def scale_figure(row, population: str = ""):
     "One claim's estimate on every scale, a panel each; filled where significant"
     on = row.evidence.on or {}
     scales = [s for s in SCALES if s in on]
@@ -324,11 +329,12 @@ def scale_figure(row):
         ax.set_yticklabels([SCALE_NAMES[scale]])
         ax.tick_params(labelbottom=not is_order or ax is axes[-1], labelsize=8)
     unit = "Kendall's tau of difficulty and drop" if is_order else "each in its own unit"
-    axes[0].set_title(f"{row.claim.name}: {row.verdict}")
+    where = f" ({population})" if population else ""
+    axes[0].set_title(f"{row.claim.name}: {row.verdict}{where}")
     caption(fig, f"{unit}; 95 % intervals; filled: p < {ALPHA:g}")
     return fig
 
-# %% ../../nbs/46_plots.ipynb #c69ab132
+# %% ../../nbs/46_plots.ipynb #d5e1def6
 def named_points(x, y, most: int = 10) -> list:
     "Which of K points get a name: all of a few, otherwise the extremes of either axis"
     if len(x) <= most:
@@ -348,18 +354,22 @@ def source_errors(found) -> np.ndarray:
 def name_points(ax, x, y, names: list):
     "Names beside points, moved up where two would collide; call when the limits are settled"
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-    placed = []
+    columns, rows, placed = (x - left) / (right - left), (y - low) / (high - low), []
     for i in sorted(named_points(x, y), key=lambda i: y[i]):
-        across, up = (x[i] - left) / (right - left), (y[i] - low) / (high - low)
+        across, up = columns[i], rows[i]
+        away = columns - across
+        after = (away > 0) & (away < 0.2) & (abs(rows - up) < 0.06)
+        before = (away < 0) & (away > -0.2) & (abs(rows - up) < 0.06)
         while any(abs(across - a) < 0.24 and abs(up - b) < 0.05 for a, b in placed):
             up += 0.01
         placed.append((across, up))
-        side = "right" if across > 0.75 else "left"
+        flip = across > 0.75 or (after.any() and not before.any())
+        side = "right" if flip else "left"
         where = (across - 0.02 if side == "right" else across + 0.02, up)
         look = dict(ha=side, va="center", fontsize=7.5, color="0.25")
         ax.annotate(names[i], (x[i], y[i]), xytext=where, textcoords="axes fraction", **look)
 
-# %% ../../nbs/46_plots.ipynb #741b3122
+# %% ../../nbs/46_plots.ipynb #e667dc4c
 def difficulty_scatter(found: dict, pairs=(), xlabel: str = "difficulty: minus the dense signal"):
     "Difficulty against drop: scale -> `Orders`, a panel each; `pairs` names tasks of two texts"
     fig, axes = panels(len(found), 2, 4.2, 3.2)
@@ -381,7 +391,7 @@ def difficulty_scatter(found: dict, pairs=(), xlabel: str = "difficulty: minus t
                  "items, both ways averaged; bars: 95 % intervals over items and seeds")
     return fig
 
-# %% ../../nbs/46_plots.ipynb #da162a6c
+# %% ../../nbs/46_plots.ipynb #f4d9ce0a
 def forest(mean, title: str = "", xlabel: str = "drop (signal)"):
     "Effects by task of an `Average`, its mean and the prediction interval for a new task"
     effects = sorted(zip(mean.effects, variances_of(list(mean.effects))), key=lambda p: p[0].value)
@@ -403,7 +413,7 @@ def forest(mean, title: str = "", xlabel: str = "drop (signal)"):
     caption(fig, f"95 % intervals over items and seeds; I² = {m.i2:.0%}")
     return fig
 
-# %% ../../nbs/46_plots.ipynb #6eb3c0af
+# %% ../../nbs/46_plots.ipynb #bac874a8
 def paper_points(figure: str, panel: str, series: str, sparsity_type="unstructured") -> tuple:
     "One published curve: fractions pruned (P,) and % of dense (P,), as read off the image"
     wanted = (figure, panel, series, sparsity_type)
