@@ -16,7 +16,7 @@ help:
 	@echo "               SPARSITY=0.5 TASK=sarcasm MODE=dense_frozen MODEL=mpnet SEED=42 ARGS='epochs=3 max_train=0'"
 	@echo "make test      nbdev_test, pytest, and the check that generated files are up to date"
 	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; half an hour; ONLY=scoring for one)"
-	@echo "make verdict   render 07-09 and the table of claims from the study's records"
+	@echo "make verdict   render 07-09 from the study's records and print the tables of verdicts"
 	@echo "make appendix  render all notebooks as a small web site, site/index.html"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"
@@ -56,18 +56,18 @@ check: $(READY)
 readme: $(READY)
 	@BIN=$(BIN); $(RENDER) > README.md
 
-NB ?= 00_core 00_packages 00a_models 15_tasks 00c_experiments 00d_calibration 00e_questions 01_pruning 01a_quantization 01ab_compress 01b_transfer 01c_scoring 01cb_axes 01cc_harness 01d_difficulty 01da_claims 01db_figures 01e_runner 01ea_sweep 01eb_cli 01ec_appendix
+NB ?= 00_core 00_packages 00a_models 15_tasks 00c_experiments 00d_calibration 00e_questions 01_pruning 01a_quantization 01ab_compress 01b_transfer 01c_scoring 01cb_axes 01cc_harness 01e_runner 01ea_sweep 01eb_cli 01ec_appendix 40_measures 41_resampling 42_inference 43_study 44_claims 45_tables 46_plots 47_freeze 48_descriptive
 execute: $(READY)
 	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 
-# The analysis notebooks read records only; figures/ and the table in the README follow from them.
+# The analysis notebooks read records only; figures/ follows from them.
 verdict: $(READY)
 	@for n in 07_true_gem 08_quantization 09_difficulty; do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
-	@$(BIN)/junkdna verdict --write
-	@$(BIN)/nbdev_clean && $(MAKE) --no-print-directory readme
+	@$(BIN)/nbdev_clean
+	@$(BIN)/junkdna verdict
 
 # The notebooks as they are stored, as a small web site.
 appendix: $(READY)

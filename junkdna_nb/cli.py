@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'parse_params', 'Failed', 'run', 'only_usable', 'sweep', 'find_runs', 'runs', 'find_digest', 'show',
-           'clean', 'compare', 'rerun', 'verdict', 'show_claim', 'usable', 'tasks', 'freeze', 'appendix', 'main']
+           'clean', 'paired_difference', 'compare', 'rerun', 'verdict', 'show_claim', 'usable', 'tasks', 'freeze',
+           'appendix', 'main']
 
 # %% ../nbs/01eb_cli.ipynb #f6a30de0
 import contextlib, os, re, shutil, statistics, sys, tempfile, time
@@ -259,27 +260,48 @@ def clean(yes:bool=False):   # do not ask
     print('removed')
 
 # %% ../nbs/01eb_cli.ipynb #228431f2
-def compare(old, new,       # records of the same configuration
-            a, b,           # their items
-    ) -> tuple:             # (lines to print, do they agree?)
-    "Two runs of one configuration, answer by answer"
-    from junkdna_nb.difficulty import Unit, moments, resample
-    metric = old['metric']
-    if 'set' in a: a, b = (x[x['set'] == 'validation'] for x in (a, b))
-    keys = [k for k in ('level', 'draw', 'id') if k in a]
-    both = a.merge(b, on=keys, suffixes=('_old', '_new'))
-    if len(both) != len(a) or len(a) != len(b): return [f'{len(a)} answers then, {len(b)} now, {len(both)} in common'], False
-    column = 'correct' if 'correct' in a else 'prediction'
-    same = int((both[f'{column}_old'] == both[f'{column}_new']).sum())
-    if 'level' in a: terms = [both.groupby('id')[f'correct_{k}'].mean().to_numpy(float)[:, None] for k in ('old', 'new')]   # all levels together
-    else: terms = [moments(metric, both['label_old'], both[f'correct_{k}'] if metric == 'accuracy' else both[f'prediction_{k}']) for k in ('old', 'new')]
-    drop = resample([Unit('', 'accuracy' if 'level' in a else metric, 0.0, tuple(range(len(terms[0]))), (0,), (1,), terms[0][None], terms[1][None, None])])[0].drop[:, 0]
-    difference, se = -drop[0], drop[1:].std(ddof=1)
-    agrees = bool(abs(difference) <= 2*se)
-    told = 'every answer is the same' if same == len(both) else f"{same:,} of {len(both):,} answers are the same; the scores differ by {difference:+.4f}, the standard error of a difference is {se:.4f}"
-    said = lambda r: f"{metric} {r['metrics'][metric]['value']:.4f} ± {r['metrics'][metric]['se']:.4f} ({r['environment']['cpu']}, torch {r['environment']['versions']['torch']})"
-    return [f"then:   {said(old)}", f"now:    {said(new)}", f"result: {told}: {'agrees' if agrees else 'does not agree'}"], agrees
+def paired_difference(both, metric: str) -> tuple:
+    "(now minus then, its standard error) of a score on the same items; levels together"
+    from junkdna_nb.evidence.measures import score_estimates
 
+    if "level" in both:   # how right each item is, over its levels and draws
+        right = both.groupby("id")[["correct_old", "correct_new"]].mean().to_numpy(float).T
+        scores = score_estimates("accuracy", None, right)
+    else:
+        answers = both[["prediction_old", "prediction_new"]].to_numpy().T
+        scores = score_estimates(metric, both["label_old"].to_numpy(), answers)
+    difference = scores.combine([-1, 1])
+    return float(difference.values[0]), float(difference.se[0])
+
+
+def compare(old, new, a, b) -> tuple:
+    "(lines to print, do they agree?) of two records of one configuration and their items a, b"
+    metric = old["metric"]
+    if "set" in a:
+        a, b = (x[x["set"] == "validation"] for x in (a, b))
+    keys = [k for k in ("level", "draw", "id") if k in a]
+    both = a.merge(b, on=keys, suffixes=("_old", "_new"))
+    if len(both) != len(a) or len(a) != len(b):
+        return [f"{len(a)} answers then, {len(b)} now, {len(both)} in common"], False
+    column = "correct" if "correct" in a else "prediction"
+    same = int((both[f"{column}_old"] == both[f"{column}_new"]).sum())
+    difference, se = paired_difference(both, metric)
+    agrees = abs(difference) <= 2 * se
+    told = "every answer is the same"
+    if same < len(both):
+        told = (f"{same:,} of {len(both):,} answers are the same; the scores differ by "
+                f"{difference:+.4f}, the standard error of a difference is {se:.4f}")
+    verdict = "agrees" if agrees else "does not agree"
+    return [_scored("then:  ", old), _scored("now:   ", new), f"result: {told}: {verdict}"], agrees
+
+
+def _scored(when, r):
+    "The score of a record, where and with what it was made"
+    found, made = r["metrics"][r["metric"]], r["environment"]
+    score = f"{r['metric']} {found['value']:.4f} ± {found['se']:.4f}"
+    return f"{when} {score} ({made['cpu']}, torch {made['versions']['torch']})"
+
+# %% ../nbs/01eb_cli.ipynb #5a1c7e20
 def rerun(digest:str,        # its first digits, as `junkdna runs` shows them
           minutes:float=0):  # time limit; 0: none
     "Make the run of a record again, elsewhere, and compare the two."

@@ -11,8 +11,8 @@ import yaml
 from conftest import ROOT, STUDY, command
 from matplotlib.testing.compare import compare_images
 
-from junkdna_nb.claims import Study, judge
 from junkdna_nb.core import arithmetic_of, load_items, load_record, load_runs
+from junkdna_nb.evidence.claims import CLAIMS
 from junkdna_nb.experiments import EXPERIMENTS, closing_lines, get_experiment
 from junkdna_nb.sweep import read_grid
 
@@ -83,11 +83,6 @@ def test_every_certificate_agrees_with_its_configuration(records):
     assert seen["dense"] and seen["sparse"], seen
 
 
-def cells(text):
-    "Rows of a Markdown table as lists of cells"
-    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.strip().splitlines() if line.startswith("|") and not line.startswith("|:")]
-
-
 def alike(a, b):
     "The same words, and numbers that differ by rounding at most"
     number = r"[-+]?\d+\.\d+(?:e-?\d+)?"
@@ -108,8 +103,19 @@ def rendered(committed, tmp_path_factory):
 
 def words(notebook):
     "Tables and printed lines that a notebook shows"
-    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
-    return "\n".join(o.text if o.output_type == "stream" else o.data.get("text/markdown", "") for o in outputs if o.output_type in ("stream", "display_data", "execute_result")).splitlines()
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output.output_type == "stream":
+                found.append(output.text)
+            elif output.output_type in ("display_data", "execute_result"):
+                found.append(output.data.get("text/markdown", ""))
+    return "\n".join(found).splitlines()
+
+
+def plain(line):
+    "A line without the padding and rules of a table"
+    return " ".join(line.split()).replace("-|", "|")
 
 
 def test_what_the_analysis_notebooks_show_follows_from_the_records(rendered):
@@ -117,34 +123,47 @@ def test_what_the_analysis_notebooks_show_follows_from_the_records(rendered):
         shown, now = words(nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)), words(made)
         assert len(shown) == len(now) >= 10, name
         for a, b in zip(shown, now):
-            assert alike(" ".join(a.split()).replace("-|", "|"), " ".join(b.split()).replace("-|", "|")) or set(a) <= set("|-: "), f"{name} shows {a}, the records say {b}: run make verdict"
+            same = alike(plain(a), plain(b)) or set(a) <= set("|-: ")
+            assert same, f"{name} shows {a}, the records say {b}: run make verdict"
 
 
-def test_the_table_of_claims_in_the_readme_follows_from_the_records(rendered):
-    shown = cells(re.search(r"<!-- verdicts begin -->(.*?)<!-- verdicts end -->", (ROOT / "README.md").read_text(), re.S)[1])
-    made = cells("\n".join(words(rendered[0]["09_difficulty"])))[:len(shown)]
-    assert len(shown) >= 24
-    for a, b in zip(shown, made):
-        assert len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b)), f"README.md says {a}, the records say {b}: run make verdict"
+def test_the_analysis_notebooks_judge_every_primary_claim(rendered):
+    "Under its figure every primary claim has a sentence for new tasks and for tasks seen before"
+    shown = [line for made in rendered[0].values() for line in words(made)]
+    for claim in CLAIMS.values():
+        if claim.role == "primary":
+            for population in ("new tasks", "tasks seen before"):
+                assert any(line.startswith(f"- {population}, **{claim.name}**") for line in shown)
+    exploratory = [line for line in shown if line.startswith("- tasks seen before, **C")]
+    assert len(exploratory) >= 20
+    assert all("decides nothing" in line or "not run" in line for line in exploratory)
+    assert not [line for line in shown if re.search(r"\b(nan|None|inf)\b", line)]
 
 
 def test_the_figures_follow_from_the_records(rendered):
     made = {f.name: f for f in rendered[1].glob("*/*.png")}
-    assert set(made) == {f.name for f in (ROOT / "figures").glob("*.png")} and {f"{Path(n).stem}.svg" for n in made} == {f.name for f in (ROOT / "figures").glob("*.svg")}
+    assert set(made) == {f.name for f in (ROOT / "figures").glob("*.png")}
+    vector = {f.name for f in (ROOT / "figures").glob("*.svg")}
+    assert {f"{Path(n).stem}.svg" for n in made} == vector
     for name, file in made.items():
-        assert compare_images(str(ROOT / "figures" / name), str(file), tol=3) is None, f"figures/{name} shows something else than the records: run make verdict"
+        different = compare_images(str(ROOT / "figures" / name), str(file), tol=3)
+        assert different is None, f"figures/{name} is not what the records give: run make verdict"
 
 
-def test_what_is_said_of_the_claims_is_what_was_found(rendered):
-    "Every claim has its paragraph in 09, and the paragraph its verdict"
-    notebook = nbformat.read(ROOT / "nbs" / "09_difficulty.ipynb", 4)
-    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
-    said = {claim.strip(): verdict for claims, verdict in re.findall(r"^- \*\*(.+?) - (supported|contradicted|inconclusive|not run)\.\*\*", text, re.M) for claim in claims.split(";")}
-    table = cells("\n".join(words(rendered[0]["09_difficulty"])))
-    found = {row[0]: re.match(r"supported|contradicted|inconclusive|not run", row[table[0].index("verdict")])[0] for row in table[1:] if re.match(r"C\d ", row[0])}
-    assert said == found
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"{claim[3:]} **{verdict}**" in readme for claim, verdict in found.items()), "the map in the README: run make verdict"
+def test_the_map_in_the_readme_names_what_there_is():
+    "Primary claims, blocks of the grids and figures"
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (C\d[^|:]*): [^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|$", text, re.M)
+    primary = [c.name for c in CLAIMS.values() if c.role == "primary"]
+    assert [name for name, *_ in rows] == primary
+    grids = {}
+    for grid in ("confirmatory", "study"):
+        grids[grid] = set(yaml.safe_load((ROOT / f"nbs/configs/{grid}.yaml").read_text())["blocks"])
+    figures = {f.stem.removesuffix("_old") for f in (ROOT / "figures").glob("*.png")}
+    for _, _, confirmatory, exploratory, named in rows:
+        assert set(confirmatory.strip(" `").split(",")) <= grids["confirmatory"]
+        assert set(exploratory.strip(" `").split(",")) <= grids["study"]
+        assert set(re.findall(r"`(\w+)`", named)) <= figures
 
 
 def test_the_example_in_the_readme_is_a_committed_record(records):
@@ -166,15 +185,6 @@ def test_every_experiment_has_an_executed_notebook():
             outputs = [o for c in nbformat.read(path, 4).cells for o in c.get("outputs", ())]
             assert any("image/png" in o.get("data", {}) for o in outputs) and not any(o.output_type == "error" or "Warning" in o.get("text", "") for o in outputs), path
             assert not re.search(r"[\" ](?:/[a-z]+){2,}", path.read_text()) and path.stat().st_size < 200_000, f"{path} names a path of a machine"
-
-
-def test_what_is_missing_can_be_run(runs):
-    "The commands that a table without records names are blocks of the study"
-    verdicts = judge(Study())
-    blocks = {b for v in verdicts for b in re.search(r"study\.yaml --block (\S+)", v.command)[1].split(",")}
-    assert len(blocks) >= 8 and blocks <= set(yaml.safe_load((ROOT / "nbs" / "configs" / "study.yaml").read_text())["blocks"])
-    named = {b for m in re.findall(r"--block ([\w,]+)", (ROOT / "README.md").read_text()) for b in m.split(",")}
-    assert blocks <= named | {"seeds_modes"} and named <= set(yaml.safe_load((ROOT / "nbs" / "configs" / "study.yaml").read_text())["blocks"])
 
 
 def test_rerun_tells_whether_a_record_comes_out_again(runs):
