@@ -198,7 +198,8 @@ def legend_above(fig, axes):
     # published curves last
     labels = sorted(handles, key=lambda label: label.endswith(", paper"))
     columns = max(1, min(len(labels), int(fig.get_figwidth() // 1.6)))
-    fig.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=columns, fontsize=8)
+    look = dict(loc="outside upper center", ncols=columns, fontsize=8)
+    fig.legend([handles[label] for label in labels], labels, **look)
 
 # %% ../../nbs/46_plots.ipynb #da3ead43
 def about(curves: list) -> str:
