@@ -174,7 +174,7 @@ def _against(part, dense, row):
     out = dict(dense_value=base, dense_se=float(a.std(ddof=1)/len(a)**0.5) if len(a) > 1 else 0.0, drop=base - row['value'], drop_se=float((a - b).std(ddof=1)/len(a)**0.5) if len(a) > 1 else 0.0)
     if base > 0: out |= dict(relative_performance=100*row['value']/base, relative_se=100*float((b - row['value']/base*a).std(ddof=1))/base/len(a)**0.5)   # of a ratio of means, by the delta method
     if base > chance: out |= dict(chance_normalised_drop=(base - row['value'])/(base - chance))
-    if row['metric'] == 'accuracy':
+    if row['metric'] == 'accuracy' and 'log_likelihoods' in dense:
         told = lambda x: [dict(tokens=r.tokens, said=dict(scores=np.asarray(r.log_likelihoods, float), chosen=r.chosen, correct=bool(r.correct))) for r in x.itertuples()]
         out |= {k: v for k, v in compare_choices(told(dense), told(part), 'said').items() if k in ('flips', 'lost', 'gained', 'kl')}
     else: out |= dict(lost=float((dense['correct'].to_numpy() > part['correct'].to_numpy()).mean()), gained=float((part['correct'].to_numpy() > dense['correct'].to_numpy()).mean()))
@@ -268,7 +268,9 @@ def _cell(config, record, bench, dense=None):
         record['relative'] = dict(metric=record['metric'], dense_digest=dense['digest'], dense_items_sha256=dense['items']['sha256'], **{k: hard[k] for k in ('dense_value', 'dense_se', 'relative_performance', 'relative_se', 'chance_normalised_drop') if k in hard})
     if config.experiment == '06_qa_format': record['paired'] = paired(items)
     lap('score_s')
-    return items
+    return items if config.probabilities else items.drop(columns=list(_PROBABILITIES), errors='ignore')
+
+_PROBABILITIES = ('margin', 'log_likelihoods', 'unconditional', 'tokens', 'characters', 'greedy')   # columns that only `probabilities` keeps
 
 def _as_humans(config, data, level):
     "Were people whose score is published asked in this way? With all options, with the passage if there is one"

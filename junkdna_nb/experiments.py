@@ -42,6 +42,7 @@ class Compressed(Config):
     calibration_length: int = param(128, '[8, 1000000]')           # ... tokens in each
     seed: int = param(41, '[0, 4294967295]')                       # of random masks, of calibration, and of what the experiment draws
     precision: str = param('auto', choices=('auto', 'bf16', 'fp32'))  # arithmetic; auto: bf16 where the processor has it
+    probabilities: bool = param(True, runtime=True, later=True)    # keep of every item the probabilities of all its answers, not the chosen one alone
 
     @property
     def prunes(self) -> bool: return self.method in METHOD_NAMES

@@ -420,6 +420,7 @@ def _cell(config, record, bench, dense=None):
         if name in record['metrics']: record['metrics'][name] |= dict(human=human['value'], human_se=human['se'], human_source=human['source'])
     record['metric'] = task.metrics[0]
     items = _items(bench.data, logits)
+    if not config.probabilities: items = items.drop(columns=['margin', 'log_probabilities'], errors='ignore')
     lap('score_s')
     if callback: record['certificate'] = _certificates(trainer, callback)
     if config.mode == Mode.quantized: record['effective_bits'] = effective_bits(callback.quantized)
