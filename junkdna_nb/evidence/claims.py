@@ -294,7 +294,7 @@ def _(study):
     return axis_evidence(study, "05_kshot", lambda levels: ascending(levels)[::-1], "usable levels of demonstrations")
 
 
-@claim("C4 context", "Do more passages make the drop larger?", "contrast of the drop over numbers of passages", "D_context", interaction=True)
+@claim("C4 context", "Do more passages make the drop larger?", "contrast of the drop over numbers of passages, over articles of SQuAD", "D_context", interaction=True)
 def _(study):
     return axis_evidence(study, "04_context", lambda levels: [lv for lv in ascending(levels) if float(lv) >= 1], "usable levels of passages")
 
@@ -316,7 +316,7 @@ def _(study):
     return mean_evidence(study.usable_questions("06_qa_format", ("choice", "open")), terms, "both formats above chance")
 
 
-@claim("C5 closed book", "Does closed book lose more than the right passage?", "drop without passage minus with the right one", "D_context", interaction=True)
+@claim("C5 closed book", "Does closed book lose more than the right passage?", "drop without passage minus with the right one, over articles of SQuAD", "D_context", interaction=True)
 def _(study):
     terms = contrast_of(at("sparse", DECODER_SPARSITIES), ("1", "0"))
     return mean_evidence(study.usable_questions("04_context", ("0", "1")), terms, "closed book above chance")
