@@ -272,6 +272,8 @@ def _borrowed(questions):   # of one split; None where a row is no question
             other = int.from_bytes(_rank('borrowed', q.id, str(k))[:8]) % len(there)
             if not own & accepted[other]:
                 wrong.setdefault(first[other], there[other].answers[0])
+            if len(wrong) == _WRONG + _RESERVE:
+                break
         drawn = tuple(wrong.values())
         return replace(q, options=(q.answers[0], *drawn[:_WRONG]), gold=0,
                        reserve=drawn[_WRONG:_WRONG + _RESERVE])
