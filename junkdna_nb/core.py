@@ -47,7 +47,7 @@ def param(default,             # the default; its type is the field's type
           choices=None,        # allowed values, or a function returning them; for strings
           check=None,          # a further check: value -> None, or raise `StudyError`
           runtime:bool=False,  # True: cannot change the result, left out of the digest
-          later:bool=False,    # True: added after records were made, left out of the digest while at its default
+          later:bool=False,    # True: added later, left out of the digest while at its default
          ):
     "A configuration field with its allowed values"
     return field(default=default, metadata=dict(within=within, choices=choices, check=check, runtime=runtime, later=later))

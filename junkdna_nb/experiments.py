@@ -145,7 +145,7 @@ class DecoderConfig(Compressed):
     "Common to 03-06: compress a pre-trained decoder, ask it, compare with the dense one"
     axis = ''                                                      # the field that holds the levels
     every = False                                                  # may it say 'all'?
-    distractors = 0                                                # draw of what is wrong; a parameter where there is something to draw
+    distractors = 0                                                # draw of what is wrong; a parameter of 03, 04, 06
     lowest = 0                                                     # smallest level there can be
     task: str = param('facts', choices=tuple(QUESTIONS))           # a row of the table of questions
     model: str = param('smollm2', check=check_model_name)          # alias, mirrored model or hub id
@@ -252,7 +252,8 @@ def get_experiment(name:str  # notebook name, with or without path and `.ipynb`
 # %% ../nbs/00c_experiments.ipynb #581e21a8
 def later_fields(experiment:str) -> dict:   # name -> default
     "Fields of an experiment that were added after the first records"
-    return {f.name: f.default for f in dataclasses.fields(get_experiment(experiment)) if f.metadata['later']}
+    fields = dataclasses.fields(get_experiment(experiment))
+    return {f.name: f.default for f in fields if f.metadata['later']}
 
 def fill_later(runs,              # DataFrame with one row per run, as of `load_runs`
                experiment:str):   # whose runs they are

@@ -126,7 +126,8 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-STOPS = [("sparse", 6), ("sparse", 8), ("dense_frozen", 8), ("sparse_to_dense", 8), ("dense", 8)]   # at the end of the first epoch, inside the second
+# at the end of the first epoch, inside the second
+STOPS = [("sparse", 6), ("sparse", 8), ("dense_frozen", 8), ("sparse_to_dense", 8), ("dense", 8)]
 
 
 @pytest.mark.parametrize("mode,stop,steps", [*[(*stop, 0) for stop in STOPS], ("sparse", 9, 15), ("dense", 12, 14)])
@@ -373,7 +374,9 @@ def test_words_are_nested_and_in_their_order():
     "On real sentences, at five shares"
     for row in load_task("movie", max_train=200).train:
         words = row["text"].split()
-        kept = {share: keep_words(row["text"], share, row["id"], "text").split() for share in (0.01, 0.25, 0.5, 0.9, 1.0)}
+        kept = {}
+        for share in (0.01, 0.25, 0.5, 0.9, 1.0):
+            kept[share] = keep_words(row["text"], share, row["id"], "text").split()
         for share, part in kept.items():
             assert len(part) == max(1, round(share * len(words))) or share == 1.0
             rest = iter(words)
@@ -381,20 +384,21 @@ def test_words_are_nested_and_in_their_order():
         shares = list(kept)
         for less, more in zip(shares, shares[1:]):
             rest = iter(kept[more])
-            assert all(word in rest for word in kept[less]), "what is there at a smaller share is there at a larger one"
+            assert all(word in rest for word in kept[less]), f"{less} is nested in {more}"
 
 
 def test_words_belong_to_the_item_the_column_and_the_text():
     text = " ".join(f"w{i}" for i in range(40))
-    draws = {keep_words(*args) for args in [(text, 0.5, "1", "a"), (text, 0.5, "2", "a"), (text, 0.5, "1", "b"), (text + " w40", 0.5, "1", "a")]}
-    assert len(draws) == 4
+    draws = {keep_words(text, 0.5, *key) for key in [("1", "a"), ("2", "a"), ("1", "b")]}
+    assert len(draws | {keep_words(text + " w40", 0.5, "1", "a")}) == 4
     assert keep_words(text, 0.5, "1", "a") == keep_words(text, 0.5, "1", "a")
-    assert keep_words("  two  words ", 1.0, "1", "a") == "  two  words ", "a whole text is left as it is"
+    assert keep_words("  two  words ", 1.0, "1", "a") == "  two  words ", "whole texts stay"
 
 
 def test_later_fields_leave_other_digests_alone():
     assert GlueConfig().digest == GlueConfig(steps=0, input_share=1.0).digest
-    assert len({GlueConfig().digest, GlueConfig(steps=9).digest, GlueConfig(input_share=0.5).digest}) == 3
+    others = {GlueConfig(steps=9).digest, GlueConfig(input_share=0.5).digest}
+    assert len(others | {GlueConfig().digest}) == 3
     assert GlueConfig(steps=9, epochs=3).digest == GlueConfig(steps=9).digest
     with pytest.raises(StudyError, match="input_share=0.5 has no words to keep"):
         GlueConfig(inputs="none", input_share=0.5)
