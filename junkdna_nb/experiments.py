@@ -145,7 +145,7 @@ class DecoderConfig(Compressed):
     "Common to 03-06: compress a pre-trained decoder, ask it, compare with the dense one"
     axis = ''                                                      # the field that holds the levels
     every = False                                                  # may it say 'all'?
-    distractors = 0                                                # draw of what is wrong; a parameter where there is something to draw
+    distractors = 0                                                # draw of what is wrong; a parameter of 03, 04, 06
     lowest = 0                                                     # smallest level there can be
     task: str = param('facts', choices=tuple(QUESTIONS))           # a row of the table of questions
     model: str = param('smollm2', check=check_model_name)          # alias, mirrored model or hub id

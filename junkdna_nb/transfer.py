@@ -351,7 +351,8 @@ def _open(config):
         if config.calibration_length > tokenizer.model_max_length: raise StudyError(f"calibration_length={config.calibration_length} is more than {config.model} can read (allowed: at most {tokenizer.model_max_length})")
         text = load_text(tokenizer, config.calibration, windows=config.calibration_windows, length=config.calibration_length, seed=config.seed)
     def tokenised(rows):
-        return encode(_shown_rows(rows, data.task.text, config), data.task.text, tokenizer, config.max_length)
+        shown = _shown_rows(rows, data.task.text, config)
+        return encode(shown, data.task.text, tokenizer, config.max_length)
     train, *evals = [tokenised(rows) for rows in (data.train, *data.evals.values())]
     return _Bench(source, data, tokenizer, train, dict(zip(data.evals, evals)), resolve_precision(config.precision), _scale(config, data, config.model, count_parameters(source)), text)
 
