@@ -325,8 +325,9 @@ def _length(config, examples):
     "How long is trained, in words"
     if not config.steps:
         return f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
-    passes = config.steps*config.batch_size*config.accumulation/examples
-    return f"{config.steps:,} steps ({passes:.1f} passes)"
+    batches = -(-examples//config.batch_size)
+    a_pass = -(-batches//config.accumulation)   # updates in it; the last batch may be smaller
+    return f"{config.steps:,} steps ({config.steps/a_pass:.1f} passes)"
 
 def _reduced(config):
     "What the model does not see of the texts, in words"

@@ -368,6 +368,8 @@ def test_a_run_of_equal_steps_and_fewer_words(runs):
     dense = load_runs()[lambda d: d["mode"] == "dense"]
     assert dense["steps"].item() == 5 and dense["input_share"].item() == 0.5
     assert record["fingerprints"]["data"] == run(config.but(input_share=1))["fingerprints"]["data"]
+    uneven = run(config.but(batch_size=16, mode="dense"))   # 24 examples: batches of 16 and 8
+    assert "5 steps (2.5 passes)" in uneven["scale"]
 
 
 def test_words_are_nested_and_in_their_order():
