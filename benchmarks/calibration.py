@@ -29,7 +29,7 @@ from junkdna_nb.evidence.study import Run, Study, TaskRuns
 WORLDS = ("none", "log_odds", "points", "effect", "reversed", "noisy", "margin")
 
 # the design, as nbs/configs/confirmatory.yaml has it after exclusions for unusable tasks
-DESIGN = dict(tasks=68, shared=6, arm_b=25, small=14, data=13, words=10, second=13, criteria=10, options=8, shots=8, context=6, formats=6, human=22, items=1000, asked=600)
+DESIGN = dict(tasks=68, shared=6, arm_b=25, small=14, data=13, words=10, second=13, criteria=10, options=6, shots=6, context=6, formats=7, human=22, items=1000, asked=600)
 BITS = {"dense": 16.0, "sparse 0.6": 7.4, "sparse 0.8": 4.2, "4 bits": 4.3125}
 # mean losses, Fisher z: half of those of the old tasks, so that the registered means are those the design was planned for
 LOSS = {

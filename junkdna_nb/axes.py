@@ -64,7 +64,10 @@ def _for_passages(config, data, ask):
         if len(found) < config.shots: raise StudyError(f"shots={config.shots}: question {q.id!r} has only {len(found)} demonstrations that do not hold its answer (allowed: 0 to {len(found)})")
         return found
     for n in config.levels:
-        shown = lambda q: with_passages(data, q, n - 1, config.position, {s.passage for s in shots(q)}, config.distractors) if n else ()
+        def shown(q):
+            if not n:
+                return ()
+            return with_passages(data, q, n - 1, config.position, {s.passage for s in shots(q)}, config.distractors)
         yield Condition(n, 0, data.asked, tuple(ask(q, shots(q), shown(q), n > 0) for q in data.asked))
 
 def _for_shots(config, data, ask):
@@ -90,7 +93,7 @@ def _usual_options(data): return Counter(len(q.options) for q in data.asked).mos
 
 # %% ../nbs/01cb_axes.ipynb #362490a1
 def _enough_passages(config, data):
-    "Question -> has it enough other passages and demonstrations without its answer, at the last level?"
+    "Question -> do enough passages and demonstrations of its kind not hold its answer?"
     needed = max(0, config.levels[-1] - 1) + config.shots
 
     def enough(q):
@@ -99,22 +102,45 @@ def _enough_passages(config, data):
         return len(others) >= needed and demonstrable >= config.shots
     return enough
 
+def _reason(config, least):
+    "Why a question is not asked"
+    if config.experiment == '04_context' and config.kind != 'all':
+        return f"too few passages or demonstrations of kind {config.kind} do not hold their answer"
+    return f"they have fewer than {least} options"
+
+# %% ../nbs/01cb_axes.ipynb #019f2f1a
 def _askable(config):
-    "Which questions can be asked at every level"
+    "Which questions can be asked at every level, and notes on those that cannot"
     data = load_questions(config.task, 0, config.kind)
-    if config.experiment == '03_options': least = max(config.levels or [_usual_options(data)])
-    else: least = config.options if config.experiment == '06_qa_format' else 0
     passages = config.experiment == '04_context'
-    enough = _enough_passages(config, data) if passages and config.kind != 'all' else lambda q: True
-    chosen = load_questions(config.task, config.max_eval, config.kind, lambda q: len(q.options) >= least and (q.answers or config.experiment not in ('04_context', '06_qa_format')) and (q.passage or not passages) and enough(q))
+    free = config.experiment in ('04_context', '06_qa_format')
+    # how many options the last level needs
+    least = config.options if config.experiment == '06_qa_format' else 0
+    if config.experiment == '03_options':
+        least = max(config.levels or [_usual_options(data)])
+    of_kind = passages and config.kind != 'all'
+    enough = _enough_passages(config, data) if of_kind else lambda q: True
+
+    def keep(q):
+        there = (q.answers or not free) and (q.passage or not passages)
+        return len(q.options) >= least and there and enough(q)
+    chosen = load_questions(config.task, config.max_eval, config.kind, keep)
+    if not chosen.asked:
+        _none_left(config, data, least)
     lost = data.available - chosen.available
-    if not chosen.asked and passages and config.kind != 'all' and any(q.passage for q in data.asked):
-        raise StudyError(f"passages={config.passages!r}: no question of kind {config.kind!r} has so many other passages without its answer (allowed: at most {len(data.library)} passages)")
-    if passages and config.kind != 'all' and lost:
-        return chosen, [f'{lost:,} of {data.available:,} questions are not asked: too few passages or demonstrations of kind {config.kind} do not hold their answer']
-    if not chosen.asked and passages: raise StudyError(f"the questions of task {config.task!r} come without passages here ({data.origin})")
-    if not chosen.asked: raise StudyError(f"options={least}: no question of task {config.task!r} has so many options (allowed: at most {max(len(q.options) for q in data.asked)})")
-    return chosen, [f'{data.available - chosen.available:,} of {data.available:,} questions are not asked: they have fewer than {least} options'] if least and chosen.available < data.available else []
+    if not lost or not (least or of_kind):
+        return chosen, []
+    return chosen, [f'{lost:,} of {data.available:,} questions are not asked: {_reason(config, least)}']
+
+def _none_left(config, data, least):
+    "Refuse a configuration that no question suits"
+    if config.experiment == '04_context' and not any(q.passage for q in data.asked):
+        raise StudyError(f"the questions of task {config.task!r} come without passages here ({data.origin})")
+    if config.experiment == '04_context':
+        raise StudyError(f"passages={config.passages!r}: no question of kind {config.kind!r} has so many "
+                         f"others without its answer (allowed: at most {len(data.library)})")
+    most = max(len(q.options) for q in data.asked)
+    raise StudyError(f"options={least}: no question of task {config.task!r} has so many options (allowed: at most {most})")
 
 # %% ../nbs/01cb_axes.ipynb #bec00f0a
 def ask_all(model, tokenizer, conditions:list,   # of `Condition`
@@ -174,7 +200,7 @@ def _against(part, dense, row):
     out = dict(dense_value=base, dense_se=float(a.std(ddof=1)/len(a)**0.5) if len(a) > 1 else 0.0, drop=base - row['value'], drop_se=float((a - b).std(ddof=1)/len(a)**0.5) if len(a) > 1 else 0.0)
     if base > 0: out |= dict(relative_performance=100*row['value']/base, relative_se=100*float((b - row['value']/base*a).std(ddof=1))/base/len(a)**0.5)   # of a ratio of means, by the delta method
     if base > chance: out |= dict(chance_normalised_drop=(base - row['value'])/(base - chance))
-    if row['metric'] == 'accuracy':
+    if row['metric'] == 'accuracy' and 'log_likelihoods' in dense:
         told = lambda x: [dict(tokens=r.tokens, said=dict(scores=np.asarray(r.log_likelihoods, float), chosen=r.chosen, correct=bool(r.correct))) for r in x.itertuples()]
         out |= {k: v for k, v in compare_choices(told(dense), told(part), 'said').items() if k in ('flips', 'lost', 'gained', 'kl')}
     else: out |= dict(lost=float((dense['correct'].to_numpy() > part['correct'].to_numpy()).mean()), gained=float((part['correct'].to_numpy() > dense['correct'].to_numpy()).mean()))
@@ -268,7 +294,9 @@ def _cell(config, record, bench, dense=None):
         record['relative'] = dict(metric=record['metric'], dense_digest=dense['digest'], dense_items_sha256=dense['items']['sha256'], **{k: hard[k] for k in ('dense_value', 'dense_se', 'relative_performance', 'relative_se', 'chance_normalised_drop') if k in hard})
     if config.experiment == '06_qa_format': record['paired'] = paired(items)
     lap('score_s')
-    return items
+    return items if config.probabilities else items.drop(columns=list(_PROBABILITIES), errors='ignore')
+
+_PROBABILITIES = ('margin', 'log_likelihoods', 'unconditional', 'tokens', 'characters', 'greedy')   # columns that only `probabilities` keeps
 
 def _as_humans(config, data, level):
     "Were people whose score is published asked in this way? With all options, with the passage if there is one"

@@ -42,6 +42,7 @@ class Compressed(Config):
     calibration_length: int = param(128, '[8, 1000000]')           # ... tokens in each
     seed: int = param(41, '[0, 4294967295]')                       # of random masks, of calibration, and of what the experiment draws
     precision: str = param('auto', choices=('auto', 'bf16', 'fp32'))  # arithmetic; auto: bf16 where the processor has it
+    probabilities: bool = param(True, runtime=True, later=True)    # keep of every item the probabilities of all its answers, not the chosen one alone
 
     @property
     def prunes(self) -> bool: return self.method in METHOD_NAMES
@@ -144,7 +145,7 @@ class DecoderConfig(Compressed):
     "Common to 03-06: compress a pre-trained decoder, ask it, compare with the dense one"
     axis = ''                                                      # the field that holds the levels
     every = False                                                  # may it say 'all'?
-    distractors = 0                                                # draw of what is wrong; a parameter where there is something to draw
+    distractors = 0                                                # draw of what is wrong; a parameter of 03, 04, 06
     lowest = 0                                                     # smallest level there can be
     task: str = param('facts', choices=tuple(QUESTIONS))           # a row of the table of questions
     model: str = param('smollm2', check=check_model_name)          # alias, mirrored model or hub id

@@ -166,7 +166,8 @@ def _facts():
                 w = facts[other][1][0]
                 if normalize_answer(w) not in true | {normalize_answer(x) for x in wrong} and not true & {normalize_answer(a) for a in facts[other][1]}: wrong.append(w)
                 if len(wrong) == _WRONG + _RESERVE: break
-            yield Question(f'{relation}-{code}', question, (answers[0], *wrong[:_WRONG]), 0, answers, _profile(_countries()[code]), kind=relation, reserve=tuple(wrong[_WRONG:]))
+            yield Question(f'{relation}-{code}', question, (answers[0], *wrong[:_WRONG]), 0, answers,
+                           _profile(_countries()[code]), kind=relation, reserve=tuple(wrong[_WRONG:]))
 
 # %% ../nbs/00e_questions.ipynb #3332cf05
 _WORDS = 60   # of a text that is classified
@@ -272,6 +273,8 @@ def _borrowed(questions):   # of one split; None where a row is no question
             other = int.from_bytes(_rank('borrowed', q.id, str(k))[:8]) % len(there)
             if not own & accepted[other]:
                 wrong.setdefault(first[other], there[other].answers[0])
+            if len(wrong) == _WRONG + _RESERVE:
+                break
         drawn = tuple(wrong.values())
         return replace(q, options=(q.answers[0], *drawn[:_WRONG]), gold=0,
                        reserve=drawn[_WRONG:_WRONG + _RESERVE])
@@ -325,8 +328,8 @@ QUESTIONS |= {t.name: t for t in [
     _classes('trec_q', 'both', 'CogComp/trec', 'default', 'test', _classified(
         '"{text}" What does this question ask for?',
         ('abbreviation', 'entity', 'description', 'human', 'location', 'number'), 'coarse_label'), 500),
-    _classes('yahoo_answers_q', 'both', 'community-datasets/yahoo_answers_topics', 'yahoo_answers_topics', 'test',
-        _classified('"{text}" What is the topic of this question?',
+    _classes('yahoo_answers_q', 'both', 'community-datasets/yahoo_answers_topics',
+        'yahoo_answers_topics', 'test', _classified('"{text}" What is the topic of this question?',
         ('society and culture', 'science and mathematics', 'health', 'education and reference',
          'computers and internet', 'sports', 'business and finance', 'entertainment and music',
          'family and relationships', 'politics and government'), 'topic'), 60000),
@@ -334,8 +337,8 @@ QUESTIONS |= {t.name: t for t in [
         _FELT, ('sadness', 'joy', 'love', 'anger', 'fear', 'surprise')), 2000),
     _classes('tweet_emotion_q', 'both', 'cardiffnlp/tweet_eval', 'emotion', 'test', _classified(
         _FELT, ('anger', 'joy', 'optimism', 'sadness')), 1421),
-    _classes('financial_phrasebank_q', 'both', 'takala/financial_phrasebank', 'sentences_50agree', 'validation',
-        _classified('"{text}" Is this news negative, neutral or positive for investors?',
+    _classes('financial_phrasebank_q', 'both', 'takala/financial_phrasebank', 'sentences_50agree',
+        'validation', _classified('"{text}" Is this news negative, neutral or positive for investors?',
         ('negative', 'neutral', 'positive'), text='sentence')),
     _classes('snips_q', 'both', 'benayas/snips', 'default', 'test', _classified(
         _WANTED, ('add to playlist', 'book restaurant', 'get weather', 'play music', 'rate book',
@@ -345,8 +348,8 @@ QUESTIONS |= {t.name: t for t in [
 
 # %% ../nbs/00e_questions.ipynb #5344a28b
 QUESTIONS |= {t.name: t for t in [
-    _classes('go_emotions_q', 'choice', 'google-research-datasets/go_emotions', 'simplified', 'validation',
-             _classified(_FELT, _in_words(_FEELINGS)), 5426),
+    _classes('go_emotions_q', 'choice', 'google-research-datasets/go_emotions', 'simplified',
+             'validation', _classified(_FELT, _in_words(_FEELINGS)), 5426),
     _classes('banking77_q', 'choice', 'PolyAI/banking77', 'default', 'test',
              _classified('"{text}" What is this customer asking about?', _in_words(_BANKING)), 3080),
     _classes('clinc150_q', 'choice', 'clinc/clinc_oos', 'small', 'validation', _classified(
@@ -355,7 +358,8 @@ QUESTIONS |= {t.name: t for t in [
              _classified(_WANTED, _in_words(_HWU), text='utterance')),
     *(replace(QUESTIONS[name], name=f'{name}_mc', format='both', borrows=True)
       for name in ('nq_open', 'web_questions')),
-    replace(QUESTIONS['trivia_qa'], name='trivia_qa_mc', format='both', borrows=True, read=_open(_trivia)),
+    replace(QUESTIONS['trivia_qa'], name='trivia_qa_mc', format='both', borrows=True,
+            read=_open(_trivia)),
 ]}
 
 
@@ -395,7 +399,8 @@ def _all_questions(name):
     elif task.name == 'facts': rows, origin = None, _COUNTRYINFO.name
     else: rows, origin = {'': [json.loads(line) for line in read_member(fetch(EVALS_PACKAGE), f'evals/registry/data/{task.config}').decode().splitlines()]}, EVALS_PACKAGE.name
     if rows and task.asked not in rows:
-        raise StudyError(f"data of task {name!r} has no split {task.asked!r} in {origin} (allowed: {', '.join(rows) or 'none'})")
+        there = ', '.join(rows) or 'none'
+        raise StudyError(f"data of task {name!r} has no split {task.asked!r} in {origin} (there: {there})")
     read = {s: [task.read(r, i) for i, r in enumerate(part)] for s, part in rows.items()} if rows else {'': list(task.read())}
     if task.borrows:
         read = {s: _borrowed(part) for s, part in read.items()}
@@ -442,7 +447,8 @@ def load_questions(name:str,
     digest = hashlib.sha256(json.dumps([[q.id, q.question, q.options, q.gold, q.answers, q.passage] for q in chosen]).encode()).hexdigest()
     one_kind = kind and kind != 'all'
     library = frozenset(q.passage for q in (whole if one_kind else [*chosen, *shots]))
-    return QuestionData(get_questions(name), chosen, tuple(sorted(shots, key=lambda q: q.id)), origin, notes, len(asked), digest, library)
+    shots = tuple(sorted(shots, key=lambda q: q.id))
+    return QuestionData(get_questions(name), chosen, shots, origin, notes, len(asked), digest, library)
 
 # %% ../nbs/00e_questions.ipynb #f7f4cf0d
 def with_options(question:Question,

@@ -325,8 +325,9 @@ def _length(config, examples):
     "How long is trained, in words"
     if not config.steps:
         return f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
-    passes = config.steps*config.batch_size*config.accumulation/examples
-    return f"{config.steps:,} steps ({passes:.1f} passes)"
+    batches = -(-examples//config.batch_size)
+    a_pass = -(-batches//config.accumulation)   # updates in it; the last batch may be smaller
+    return f"{config.steps:,} steps ({config.steps/a_pass:.1f} passes)"
 
 def _reduced(config):
     "What the model does not see of the texts, in words"
@@ -351,7 +352,8 @@ def _open(config):
         if config.calibration_length > tokenizer.model_max_length: raise StudyError(f"calibration_length={config.calibration_length} is more than {config.model} can read (allowed: at most {tokenizer.model_max_length})")
         text = load_text(tokenizer, config.calibration, windows=config.calibration_windows, length=config.calibration_length, seed=config.seed)
     def tokenised(rows):
-        return encode(_shown_rows(rows, data.task.text, config), data.task.text, tokenizer, config.max_length)
+        shown = _shown_rows(rows, data.task.text, config)
+        return encode(shown, data.task.text, tokenizer, config.max_length)
     train, *evals = [tokenised(rows) for rows in (data.train, *data.evals.values())]
     return _Bench(source, data, tokenizer, train, dict(zip(data.evals, evals)), resolve_precision(config.precision), _scale(config, data, config.model, count_parameters(source)), text)
 
@@ -420,6 +422,7 @@ def _cell(config, record, bench, dense=None):
         if name in record['metrics']: record['metrics'][name] |= dict(human=human['value'], human_se=human['se'], human_source=human['source'])
     record['metric'] = task.metrics[0]
     items = _items(bench.data, logits)
+    if not config.probabilities: items = items.drop(columns=['margin', 'log_probabilities'], errors='ignore')
     lap('score_s')
     if callback: record['certificate'] = _certificates(trainer, callback)
     if config.mode == Mode.quantized: record['effective_bits'] = effective_bits(callback.quantized)

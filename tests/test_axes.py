@@ -5,14 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, command
+from conftest import ROOT, command, committed_files
 from test_scoring import decoder, naive
 
 from junkdna_nb import axes, scoring
 from junkdna_nb.core import StudyError, find_record, load_items, load_levels
 from junkdna_nb.experiments import SCORE_NAMES, TEMPLATES, ContextConfig, FormatConfig, OptionsConfig, ShotsConfig, closing_lines, get_experiment
 from junkdna_nb.models import cast_, load_decoder, load_tokenizer, resolve_model
-from junkdna_nb.questions import STYLES, chat_template, demonstrations, load_questions, prompt, with_options, with_passages
+from junkdna_nb.questions import QUESTIONS, STYLES, chat_template, demonstrations, load_questions, prompt, with_options, with_passages
 from junkdna_nb.scoring import SCORES, Request, Scorer, generate_answers, make_request, score_options
 
 
@@ -334,3 +334,120 @@ def test_spelling_of_levels_makes_no_difference(runs):
     for bad in ("all", "", "2 2"):
         with pytest.raises(StudyError, match="shots="):
             ShotsConfig(shots=bad)
+
+
+# ---- draws of what is wrong, and sets that were not made as questions
+
+def drawn_options(config, data):
+    "level -> options of every question"
+    conditions = axes._for_options(config, data, prompt)
+    return {c.level: [q.options for q in c.questions] for c in conditions}
+
+
+@pytest.mark.parametrize("style", ["cloze", "listed"])
+def test_draws_of_distractors_differ_and_are_nested(style):
+    data, _ = axes._askable(OptionsConfig(max_eval=60))
+    config = OptionsConfig(max_eval=60, options="2 4 6", style=style, draws=1)
+    found = {d: drawn_options(config.but(distractors=d), data) for d in range(4)}
+    for levels in found.values():
+        for less, more in ((2, 4), (4, 6)):
+            assert all(set(a) < set(b) for a, b in zip(levels[less], levels[more]))
+    for one, other in ((0, 1), (1, 2), (2, 3)):
+        changed = np.mean([set(a) != set(b) for a, b in zip(found[one][4], found[other][4])])
+        assert changed > 0.8
+    for draw in range(4):
+        (four,) = axes._for_options(OptionsConfig(options="4", distractors=draw), data, prompt)
+        assert [q.options[q.gold] for q in four.questions] == [q.answers[0] for q in data.asked]
+
+
+def test_the_same_draw_holds_for_demonstrations():
+    data, _ = axes._askable(OptionsConfig(max_eval=5))
+    config = OptionsConfig(options="4", style="listed", draws=1, shots=2)
+    (zero,) = axes._for_options(config, data, prompt)
+    (one,) = axes._for_options(config.but(distractors=1), data, prompt)
+    for a, b in zip(zero.contexts, one.contexts):
+        a, b = a.split("\n\n"), b.split("\n\n")
+        assert [t.split("\nOptions")[0] for t in a] == [t.split("\nOptions")[0] for t in b]
+        assert sum(x != y for x, y in zip(a, b)) >= 2
+
+
+def test_draws_of_passages_keep_the_right_one():
+    config = ContextConfig(max_eval=12, passages="0 1 3 6", shots=1)
+    data, _ = axes._askable(config)
+    found = {}
+    for draw in (0, 1, 2):
+        conditions = axes._for_passages(config.but(distractors=draw), data, prompt)
+        found[draw] = [c.contexts for c in conditions]
+    assert found[0][:2] == found[1][:2] == found[2][:2]      # none, and the right one only
+    assert all(len({found[d][level][i] for d in found}) == 3 for level in (2, 3) for i in range(12))
+    for q in data.asked:
+        three, six = (with_passages(data, q, n, draw=1) for n in (2, 5))
+        assert set(three) < set(six) and three[-1] == six[-1] == q.passage
+
+
+def test_draw_0_is_what_the_committed_records_have(mirror):
+    "Prompts, options and data of a dense record of every experiment and task, by fingerprint"
+    checked, dense = set(), [f for f in committed_files() if "-dense-seed" in f.name]
+    for path in (f for f in dense if f.suffix == ".json" and "smollm2" in f.name):
+        record = json.loads(path.read_text())
+        name = record["experiment"], record["config"]["task"]
+        if name in checked:
+            continue
+        checked.add(name)
+        config = get_experiment(record["experiment"]).make(**record["config"])
+        assert config.digest == record["digest"]
+        assert axes._open(config).fingerprints == record["fingerprints"], path.name
+    assert len(checked) >= 6
+
+
+RIGHT = {   # task -> a text, and its right option; read in the files
+    "trec_q": ("Who was Galileo ?", "human"),
+    "snips_q": ("add this song by too poetic to my piano ballads playlist", "add to playlist"),
+    "banking77_q": ("My card has not arrived yet.", "card arrival"),
+    "clinc150_q": ("how do i say dinner in spanish", "translate"),
+    "hwu64_q": ("olly find any alarms i have set for today", "alarm query"),
+    "emotion_q": ("i am just feeling cranky and blue", "anger"),
+    "tweet_emotion_q": ("What makes you feel #joyful?", "joy"),
+    "go_emotions_q": ("Wah Mum other people call me on my", "anger"),
+    "ag_news_q": ("E-mail scam targets police chief Wiltshire", "science and technology"),
+    "yahoo_answers_q": ("Why does my finger smell?Is it Mary Lou's fault", "family and relationships"),
+    "financial_phrasebank_q": ("Operating profit totalled EUR 21.1 mn , up from EUR 18.6 mn in 2007 , representing 9.7", "positive"),
+    "nq_open_mc": ("when did the eagles win last super bowl", "2017"),
+    "web_questions_mc": ("who plays ken barlow in coronation street?", "Tony Warren"),
+    "trivia_qa_mc": ("In December 1965, who became President of the Philippines?", "Ferdinand Marcos"),
+}
+
+
+@pytest.mark.parametrize("task", list(RIGHT))
+def test_new_rows_have_the_right_gold(mirror, task):
+    if not (mirror / QUESTIONS[task].source).is_dir():
+        pytest.skip(f"no mirror of {QUESTIONS[task].source}")
+    data = load_questions(task)
+    text, right = RIGHT[task]
+    (q,) = [q for q in data.asked + data.shots if q.question.strip('"').startswith(text)]
+    assert q.options[q.gold] == right and q.answers[0] == right
+    assert len(data.asked) >= 490 and len(data.shots) >= 400
+    assert not {q.question for q in data.asked} & {q.question for q in data.shots}
+    for q in data.asked[:300]:
+        assert 2 < len(q.options) <= 8 and len(set(q.options)) == len(q.options)
+        wrong = {o.lower() for o in (*q.options[1:], *q.reserve)}
+        assert not wrong & {a.lower() for a in q.answers}
+    cut = [with_options(q, 3, 0, draw) for q in data.asked[:50] for draw in (0, 5)]
+    assert all(c.chance == 1 / 3 and c.options[c.gold] == c.answers[0] for c in cut)
+    assert (QUESTIONS[task].format == "both") == FormatConfig.suits(QUESTIONS[task])
+
+
+def test_squad_of_one_article(mirror):
+    "Other passages are of the same article; questions whose answer is everywhere are left out"
+    config = ContextConfig(task="squad", kind="Nikola_Tesla", passages="0 1 10", max_eval=300)
+    data, notes = axes._askable(config)
+    assert len(data.asked) == 300 and {q.kind for q in data.asked} == {"Nikola_Tesla"}
+    assert "questions are not asked: too few passages" in notes[0]
+    own = load_questions("squad", 0, "Nikola_Tesla")
+    assert data.library == {q.passage for q in own.asked + own.shots}
+    few, _ = axes._askable(config.but(max_eval=20))
+    assert few.asked == data.asked[:20] and few.library == data.library
+    *_, ten = axes._for_passages(config, few, prompt)
+    assert all(text.count("Passage: ") == 12 for text in ten.contexts)
+    with pytest.raises(StudyError, match="has so many others without its answer"):
+        axes._askable(config.but(passages="1 2000"))

@@ -14,7 +14,8 @@ from junkdna_nb import core
 from junkdna_nb.cli import find_digest, main
 from junkdna_nb.core import (
     Config, StudyError, arithmetic_of, comparable, find_baseline, find_record, load_record,
-    load_runs, machine_precision, new_record, param, record_places, run_recorded, save_record, valid_record)
+    load_runs, machine_precision, new_record, param, record_places, run_recorded, save_record,
+    valid_record)
 from junkdna_nb.evidence.study import Study
 from junkdna_nb.experiments import EXPERIMENTS, GlueConfig, get_experiment
 from junkdna_nb.models import resolve_precision

@@ -10,7 +10,7 @@ from junkdna_nb.models import load_classifier, load_tokenizer, resolve_model, re
 from junkdna_nb.pruning import Masks, certify, make_masks, prunable
 from junkdna_nb.quantization import Grid
 from junkdna_nb.base.tasks import TASKS, load_task
-from junkdna_nb.transfer import MaskCallback, Mode, QuantizeCallback, encode, fine_tune, last_checkpoint, run
+from junkdna_nb.transfer import MaskCallback, Mode, QuantizeCallback, encode, fine_tune, keep_words, last_checkpoint, run
 
 SMALL = dict(max_train=48, max_eval=40, epochs=2, max_length=24, batch_size=8)   # 6 steps an epoch
 
@@ -126,10 +126,15 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("mode,stop", [("sparse", 6), ("sparse", 8), ("dense_frozen", 8), ("sparse_to_dense", 8), ("dense", 8)])   # at the end of the first epoch, inside the second
-def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop):
+# at the end of the first epoch, inside the second
+STOPS = [("sparse", 6), ("sparse", 8), ("dense_frozen", 8), ("sparse_to_dense", 8), ("dense", 8)]
+
+
+@pytest.mark.parametrize("mode,stop,steps", [*[(*stop, 0) for stop in STOPS], ("sparse", 9, 15), ("dense", 12, 14)])
+def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop, steps):
+    "With steps=15 the third pass is cut in the middle"
     source, tokenizer, train = bench
-    config = GlueConfig(**SMALL, mode=mode, save_steps=stop, weight_decay=0.01)
+    config = GlueConfig(**SMALL, mode=mode, save_steps=stop, weight_decay=0.01, steps=steps)
 
     def training(folder, config, *more):
         model, fresh = load_classifier(source, 2, config.seed)
@@ -148,11 +153,58 @@ def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop):
     if mode != "dense":
         assert Masks.load(tmp_path / "cut" / f"checkpoint-{stop}" / "masks.safetensors").sparsity == pytest.approx(0.6, abs=1e-6)
     resumed, masks, callback = training(tmp_path / "cut", config)
-    assert resumed.state.global_step == whole.state.global_step == 12
+    assert resumed.state.global_step == whole.state.global_step == (steps or 12)
     for (n, a), b in zip(whole.model.named_parameters(), resumed.model.parameters()):
         assert torch.equal(a, b), n
     c = certify(resumed.model, masks, callback.pretrained)
     assert c["violations"] == 0 if mode == "sparse" else c.get("changed", 0) == 0
+
+
+class Rates(TrainerCallback):
+    "Keeps the learning rate of every step"
+    def __init__(self):
+        self.rates = []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **_):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+def test_equal_steps_whatever_the_share(bench, tmp_path, monkeypatch):
+    "48 and 12 examples, 9 updates each, under the same schedule"
+    source, tokenizer, train = bench
+    seen = {}
+    for share in (1.0, 0.25):
+        config = GlueConfig(**SMALL, mode="dense", steps=9, data_share=share)
+        model, _ = load_classifier(source, 2, config.seed)
+        look = Rates()
+        monkeypatch.setattr("junkdna_nb.transfer.Progress", lambda label: look)
+        part = train.select(range(round(48 * share)))
+        trainer = fine_tune(model, part, tokenizer, config, tmp_path / str(share), precision="fp32")
+        assert trainer.state.global_step == 9
+        assert trainer.state.epoch == pytest.approx(9 / (6 * share) if share == 1 else 9 / 2)
+        seen[share] = look.rates
+    assert len(seen[1.0]) == 9 and seen[1.0] == seen[0.25]
+    assert seen[1.0][-1] < seen[1.0][1] and seen[1.0][-1] == pytest.approx(1e-4 / 8, rel=0.2)
+
+
+def test_every_pass_has_an_order_of_its_own(bench, tmp_path, monkeypatch):
+    "Four passes over 12 examples: each example once a pass, no order twice"
+    source, tokenizer, train = bench
+    model, _ = load_classifier(source, 2, 41)
+    part, drawn = train.select(range(12)), []
+    sampler = fine_tune.__globals__["_ByLength"]
+    real = sampler.__iter__
+
+    def watched(self):
+        order = list(real(self))
+        drawn.append(order)
+        return iter(order)
+    monkeypatch.setattr(sampler, "__iter__", watched)
+    config = GlueConfig(**{**SMALL, "batch_size": 4}, mode="dense", steps=12)
+    fine_tune(model, part, tokenizer, config, tmp_path, precision="fp32")
+    passes = drawn[-4:]
+    assert all(sorted(p) == list(range(12)) for p in passes)
+    assert len({tuple(p) for p in passes}) == 4
 
 
 def test_resuming_with_other_masks_is_refused(bench, tmp_path):
@@ -304,6 +356,54 @@ def test_all_nine_glue_tasks_run(runs, mirror, task):
     if task in ("qnli", "mnli", "qqp"):
         assert "subset" in record["scale"]
     assert str(mirror) not in (runs / "02_glue" / f"{record['name']}.json").read_text()
+
+
+def test_a_run_of_equal_steps_and_fewer_words(runs):
+    "The record says how much was trained and read"
+    config = GlueConfig(**SMALL, steps=5, data_share=0.5, input_share=0.5, sparsity=0.5)
+    record = run(config)
+    assert record["training"]["steps"] == 5 and "epochs" in record["unused"]
+    assert "5 steps (1.7 passes)" in record["scale"] and "0.5 OF THE WORDS" in record["scale"]
+    assert "words0.5-steps5" in record["name"]
+    dense = load_runs()[lambda d: d["mode"] == "dense"]
+    assert dense["steps"].item() == 5 and dense["input_share"].item() == 0.5
+    assert record["fingerprints"]["data"] == run(config.but(input_share=1))["fingerprints"]["data"]
+    uneven = run(config.but(batch_size=16, mode="dense"))   # 24 examples: batches of 16 and 8
+    assert "5 steps (2.5 passes)" in uneven["scale"]
+
+
+def test_words_are_nested_and_in_their_order():
+    "On real sentences, at five shares"
+    for row in load_task("movie", max_train=200).train:
+        words = row["text"].split()
+        kept = {}
+        for share in (0.01, 0.25, 0.5, 0.9, 1.0):
+            kept[share] = keep_words(row["text"], share, row["id"], "text").split()
+        for share, part in kept.items():
+            assert len(part) == max(1, round(share * len(words))) or share == 1.0
+            rest = iter(words)
+            assert all(word in rest for word in part), "a subsequence of the text"
+        shares = list(kept)
+        for less, more in zip(shares, shares[1:]):
+            rest = iter(kept[more])
+            assert all(word in rest for word in kept[less]), f"{less} is nested in {more}"
+
+
+def test_words_belong_to_the_item_the_column_and_the_text():
+    text = " ".join(f"w{i}" for i in range(40))
+    draws = {keep_words(text, 0.5, *key) for key in [("1", "a"), ("2", "a"), ("1", "b")]}
+    assert len(draws | {keep_words(text + " w40", 0.5, "1", "a")}) == 4
+    assert keep_words(text, 0.5, "1", "a") == keep_words(text, 0.5, "1", "a")
+    assert keep_words("  two  words ", 1.0, "1", "a") == "  two  words ", "whole texts stay"
+
+
+def test_later_fields_leave_other_digests_alone():
+    assert GlueConfig().digest == GlueConfig(steps=0, input_share=1.0).digest
+    others = {GlueConfig(steps=9).digest, GlueConfig(input_share=0.5).digest}
+    assert len(others | {GlueConfig().digest}) == 3
+    assert GlueConfig(steps=9, epochs=3).digest == GlueConfig(steps=9).digest
+    with pytest.raises(StudyError, match="input_share=0.5 has no words to keep"):
+        GlueConfig(inputs="none", input_share=0.5)
 
 
 def test_modes_have_the_documented_names():

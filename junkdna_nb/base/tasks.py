@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import StudyError, find_file, nearest, project_root, sha256_file
+from ..core import StudyError, find_file, listed, nearest, project_root, sha256_file
 from ..packages import (Packaged, dataset_version, fetch, mirrored, open_dataset,
                                  read_member)
 
@@ -353,7 +353,7 @@ def get_task(name:str) -> Task:
     tasks = _all_tasks()
     if name not in tasks:
         hint = nearest(name, tasks)
-        raise StudyError(f"unknown task {name!r}{hint} (allowed: {', '.join(tasks)})")
+        raise StudyError(f"unknown task {name!r}{hint} (allowed: {listed(tasks)}; junkdna tasks lists all)")
     return tasks[name]
 
 # %% ../../nbs/15_tasks.ipynb #0c8b3e4e

@@ -520,7 +520,7 @@ def decoder_runs(name: str, records: list, notes: list) -> TaskRuns | None:
     chance = np.array([chances[run] for run in runs])
     return TaskRuns(
         name, tuple(runs), None, np.array([outcomes[run].loc[ids].to_numpy(float) for run in runs]),
-        "accuracy", "answers", chance, name.split(":")[0], digests=tuple(chosen[run]["digest"] for run in runs),
+        "accuracy", "answers", chance, name, digests=tuple(chosen[run]["digest"] for run in runs),
         bits=tuple(_bits(chosen[run]) for run in runs), scale=records[0]["scale"],
     )
 
