@@ -387,7 +387,7 @@ def _git(*args):
 def _version(package):
     with contextlib.suppress(metadata.PackageNotFoundError): return metadata.version(package)
 
-_LOOKING_ON = {'runner', 'sweep', 'cli', 'difficulty', 'harness', '_modidx'}   # modules that cannot change a result
+_LOOKING_ON = {'runner', 'sweep', 'cli', 'harness', '_modidx'}   # modules that cannot change a result
 
 @lru_cache(maxsize=None)
 def code_version() -> str:

@@ -469,5 +469,7 @@ def _power(c, x, level):
     if c.kind == "order":
         return tau_power(PLANNED_TAU, x.k, level), minimal_tau(x.k, level)
     planned = PLANNED_MEAN.get(c.name)
+    if not x.se:
+        return None, None
     power = mean_power(planned, x.se, x.df, level) if planned else None
     return power, minimal_detectable(x.se, x.df, level)
