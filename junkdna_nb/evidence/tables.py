@@ -65,8 +65,15 @@ def _note(r: Row) -> str:
     if r.reason:
         notes.append(r.reason)
     if r.verdict == "inconclusive" and r.detectable is not None:
-        notes.append(f"would have shown {r.detectable:.2f}")
+        notes.append(_detectable(r))
     return "; ".join(notes)
+
+
+def _detectable(r: Row) -> str:
+    "The smallest effect that would have been shown with a power of 80 %"
+    if r.claim.kind == "order" and r.detectable >= 1:
+        return "too few sources to show any tau"
+    return f"would have shown {r.detectable:.2f}"
 
 
 def in_columns(table: pd.DataFrame, width: int = 100) -> str:
@@ -127,7 +134,7 @@ def _basis_lines(row):
         f"items      {span(e.items)} a task; seeds {span(e.seeds)}",
     ]
     if row.detectable is not None:
-        lines.append(f"power      {power}80 % for {row.detectable:.2f}")
+        lines.append(f"power      {power}80 %: {_detectable(row)}")
     if e.records:
         lines.append(f"records    {len(e.records)}: {' '.join(e.records[:6])}{' ...' if len(e.records) > 6 else ''}")
     return [textwrap.fill(x, 100, subsequent_indent=" " * 11) for x in lines]
