@@ -1,4 +1,5 @@
 "The committed records: intact, certified, and what the README says follows from them."
+import json
 import re
 from collections import Counter
 from dataclasses import asdict
@@ -40,12 +41,13 @@ def test_records_are_intact_and_few_megabytes(records, committed):
 
 
 def test_every_record_is_a_point_of_the_study(records):
-    points, _ = read_grid(ROOT / "nbs/configs/study.yaml")
-    known = [p.config for p in points] + [get_experiment(e).make() for e in EXPERIMENTS]   # or what a notebook runs by default
-    known += [dense for c in known if (dense := c.baseline())]
-    known = [(c.experiment, asdict(c)) for c in known]
-    made = [(r["name"], r["experiment"], get_experiment(r["experiment"]).make(**r["config"])) for r in records]
-    assert not [name for name, experiment, config in made if (experiment, asdict(config)) not in known]
+    "Of the exploratory or the confirmatory grid, or what a notebook runs by default"
+    key = lambda config: (config.experiment, json.dumps(asdict(config), sort_keys=True))
+    grids = [read_grid(ROOT / "nbs/configs" / name)[0] for name in ("study.yaml", "confirmatory.yaml")]
+    known = [p.config for points in grids for p in points] + [get_experiment(e).make() for e in EXPERIMENTS]
+    known = {key(c) for config in known for c in (config, config.baseline()) if c}
+    made = [(r["name"], get_experiment(r["experiment"]).make(**r["config"])) for r in records]
+    assert not [name for name, config in made if key(config) not in known]
 
 
 def asked(c):
