@@ -457,7 +457,6 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
     assert tell() == first
     (package / "sweep.py").write_text("x = 1\n")
     assert tell() == first, "a module that cannot change results"
-    (package / "evidence").mkdir()
     (package / "evidence" / "claims.py").write_text("x = 1\n")
     assert tell() == first, "a chapter that cannot change results"
     file.write_text(file.read_text() + "\nx = 1\n")
