@@ -13,7 +13,8 @@ from scipy import stats
 
 from junkdna_nb.base.tasks import TASKS
 from junkdna_nb.core import load_record, load_runs
-from junkdna_nb.evidence.claims import CLAIMS, SPARSITIES, at, judge
+from junkdna_nb.evidence.claims import (
+    CLAIMS, MARGIN, SPARSITIES, Evidence, OnScale, at, judge, verdict_of)
 from junkdna_nb.evidence.freeze import changed, undeclared, write_lock
 from junkdna_nb.evidence.study import Run, Study, TaskRuns, is_old
 from junkdna_nb.evidence.tables import claim_report, in_columns, verdict_table
@@ -90,6 +91,42 @@ def test_steeper_is_supported_only_where_hard_tasks_lose_more_on_every_scale(nam
         else:
             assert row.verdict != "supported", (seed, row.evidence.on)
             assert row.evidence.on["normalised"].estimate > 0.3   # where dividing makes an order
+
+
+def on_scales(signal, points=0.0, se=0.02):
+    "Evidence with an estimate on two scales, 30 degrees of freedom"
+    def one(x):
+        return OnScale(x, x - 2.04 * se, x + 2.04 * se, float(2 * stats.t.sf(abs(x) / se, 30)), se, 30, 31, None)
+    return Evidence({"signal": one(signal), "points": one(points)})
+
+
+@pytest.mark.parametrize("name, signal, points, passed, verdict", [
+    ("C1 steeper", 0.3, 0.3, True, "supported"),
+    ("C1 steeper", 0.3, 0.0, True, "supported"),
+    ("C1 steeper", 0.3, -0.3, True, "depends on the scale"),
+    ("C1 steeper", -0.3, 0.3, True, "depends on the scale"),
+    ("C1 steeper", -0.3, -0.3, True, "contradicted"),
+    ("C1 steeper", 0.01, 0.3, False, "inconclusive"),
+    ("C2 irreversible", 0.3, -0.3, True, "supported"),          # a mean is no interaction
+    ("C2 irreversible", -0.3, -0.3, True, "contradicted"),
+    ("C2 irreversible", 0.005, 0.0, False, "equivalent"),
+    ("C2 irreversible", 0.05, 0.0, False, "inconclusive"),
+    ("C6 flat", 0.0, 0.0, True, "supported"),
+    ("C6 flat", MARGIN, 0.0, False, "inconclusive"),
+    ("C6 flat", MARGIN + 0.1, 0.1, False, "contradicted"),
+])
+def test_verdicts_by_hand(name, signal, points, passed, verdict):
+    assert verdict_of(CLAIMS[name], on_scales(signal, points), passed, 0.05 / 7) == verdict
+
+
+def test_a_primary_claim_in_the_wrong_direction_opens_no_gate():
+    rng, conditions = np.random.default_rng(0), at("sparse_to_dense", (0.6, 0.8))
+    for gain, opens in ((-0.1, True), (0.1, False)):
+        tasks = [task(f"{i}", lambda c, g=gain: 0.75 + g * (c != "dense"), rng, conditions) for i in range(8)]
+        rows = {r.claim.name: r for r in judge(Given(tasks))}
+        assert rows["C2 irreversible"].verdict == ("supported" if opens else "contradicted")
+        second = rows["C2 irreversible at 0.6"]
+        assert (second.p is not None) == opens and ("closed" in second.reason) != opens
 
 
 def test_small_calibration_has_no_false_support():
