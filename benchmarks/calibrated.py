@@ -5,6 +5,7 @@ through the same windows in the same precision. `equal` says whether the
 pruned weights agree: exactly for Wanda; for SparseGPT at least 99 % of the zeros in the first block, where both see the same inputs (later blocks multiply rounding differences).
 Peak memory is what the process gained while pruning, masks apart; the sizes of the text's hidden states, of the largest Hessian and of the model are printed for comparison.
 """
+
 import torch
 from common import arguments, closing, interleaved
 from torch import nn
@@ -29,7 +30,11 @@ def choose(score, groups, sparsity=0.5, pattern="unstructured", n_kept=2, m_grou
         return (rank < m_group - n_kept).view(rows, cols)
     flat = score.reshape(1, -1) if groups == "all" else score
     k = prune_count(flat.shape[1], sparsity)
-    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.argsort(dim=1, stable=True)[:, :k], True).view(rows, cols)
+    return (
+        torch.zeros_like(flat, dtype=torch.bool)
+        .scatter_(1, flat.argsort(dim=1, stable=True)[:, :k], True)
+        .view(rows, cols)
+    )
 
 
 def wanda(weight, inputs, how):
@@ -45,11 +50,17 @@ def sparsegpt(weight, inputs, how):
     for a in range(0, n, 128):
         b = min(n, a + 128)
         B, E, inner = W[:, a:b].clone(), torch.zeros(len(W), b - a), U[a:b, a:b]
-        pruned = choose(B.square() / inner.diagonal().square(), "all", **how) if "sparsity" in how else torch.zeros_like(B, dtype=torch.bool)
+        pruned = (
+            choose(B.square() / inner.diagonal().square(), "all", **how)
+            if "sparsity" in how
+            else torch.zeros_like(B, dtype=torch.bool)
+        )
         for i in range(b - a):
             if "n_kept" in how and i % how["m_group"] == 0:
                 j = i + how["m_group"]
-                pruned[:, i:j] = choose(B[:, i:j].square() / inner.diagonal()[i:j].square(), "all", **how)
+                pruned[:, i:j] = choose(
+                    B[:, i:j].square() / inner.diagonal()[i:j].square(), "all", **how
+                )
             q = B[:, i].masked_fill(pruned[:, i], 0)
             e = (B[:, i] - q) / inner[i, i]
             B[:, i:] -= e[:, None] * inner[i, i:][None]
@@ -72,8 +83,11 @@ def straightforward(method, how):
         hidden.append(positional[0])
         rest.append(named)
         raise Stop
+
     hook = layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    autocast = torch.autocast(
+        "cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+    )
     for ids in batches:
         try:
             with autocast:
@@ -84,7 +98,12 @@ def straightforward(method, how):
     for layer in layers:
         linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
         inputs = {m: [] for m in linears}
-        hooks = [m.register_forward_pre_hook(lambda m, a: inputs[m].append(a[0].reshape(-1, a[0].shape[-1]))) for m in linears]
+        hooks = [
+            m.register_forward_pre_hook(
+                lambda m, a: inputs[m].append(a[0].reshape(-1, a[0].shape[-1]))
+            )
+            for m in linears
+        ]
         with autocast:
             for h, named in zip(hidden, rest):
                 layer(h, **named)
@@ -98,7 +117,9 @@ def straightforward(method, how):
 
 
 def ours(method, how):
-    return make_masks(load_decoder(source), method, **how, calibration=text, precision=precision, apply=True)
+    return make_masks(
+        load_decoder(source), method, **how, calibration=text, precision=precision, apply=True
+    )
 
 
 results, equal = {}, 1
@@ -106,21 +127,49 @@ largest = 4 * 1536**2
 for name, theirs in dict(wanda=wanda, sparsegpt=sparsegpt).items():
     for pattern, how in PATTERNS.items():
         model = load_decoder(source)
-        for p in model.parameters():   # a loaded file is only mapped; its pages would be counted when they are changed
+        for p in (
+            model.parameters()
+        ):  # a loaded file is only mapped; its pages would be counted when they are changed
             p.data = p.data.clone()
         with PeakMemory() as peak:
-            masks = make_masks(model, name, **how, calibration=text, precision=precision, apply=True)
+            masks = make_masks(
+                model, name, **how, calibration=text, precision=precision, apply=True
+            )
         gained = peak.most - sum(m.numel() for m in masks.values())
         expected = straightforward(theirs, how)
+
         def agree(names):
-            pairs = [(model.get_parameter(n).detach(), expected.get_parameter(n).detach()) for n in names]
-            return sum(int(((a == b) if name == "wanda" else ((a == 0) == (b == 0))).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
+            pairs = [
+                (model.get_parameter(n).detach(), expected.get_parameter(n).detach()) for n in names
+            ]
+            return sum(
+                int(((a == b) if name == "wanda" else ((a == 0) == (b == 0))).sum())
+                for a, b in pairs
+            ) / sum(a.numel() for a, _ in pairs)
+
         same, overall = agree([n for n in masks if ".layers.0." in n]), agree(masks)
         equal &= int(same == 1 if name == "wanda" else same >= 0.99)
         del model, masks, expected
-        t = interleaved(dict(ours=lambda: ours(name, how), straightforward=lambda: straightforward(theirs, how)), args.repeats)
-        print(f"{name} {pattern}: ours {t['ours']:.1f} s, straightforward {t['straightforward']:.1f} s; same choices in block 0 {same:.4%}, in all {overall:.4%}; gained {gained / 1e6:.0f} MB beside the masks")
-        results |= {f"speedup_{name}_{pattern}": t["straightforward"] / t["ours"], f"gained_mb_{name}_{pattern}": gained / 1e6}
+        t = interleaved(
+            dict(
+                ours=lambda: ours(name, how), straightforward=lambda: straightforward(theirs, how)
+            ),
+            args.repeats,
+        )
+        print(
+            f"{name} {pattern}: ours {t['ours']:.1f} s, straightforward {t['straightforward']:.1f} s; same choices in block 0 {same:.4%}, in all {overall:.4%}; gained {gained / 1e6:.0f} MB beside the masks"
+        )
+        results |= {
+            f"speedup_{name}_{pattern}": t["straightforward"] / t["ours"],
+            f"gained_mb_{name}_{pattern}": gained / 1e6,
+        }
 hidden_mb = text.input_ids.numel() * 576 * 4 / 1e6
-print(f"the hidden states of the text take {hidden_mb:.0f} MB, the largest Hessian {largest / 1e6:.0f} MB, the model's prunable weights 425 MB")
-closing(speedup=min(v for k, v in results.items() if k.startswith("speedup")), peak_mb=max(v for k, v in results.items() if k.startswith("gained")), equal=equal, **results)
+print(
+    f"the hidden states of the text take {hidden_mb:.0f} MB, the largest Hessian {largest / 1e6:.0f} MB, the model's prunable weights 425 MB"
+)
+closing(
+    speedup=min(v for k, v in results.items() if k.startswith("speedup")),
+    peak_mb=max(v for k, v in results.items() if k.startswith("gained")),
+    equal=equal,
+    **results,
+)

@@ -12,6 +12,7 @@ reversed   easier tasks and levels lose more, and what should cost something hel
 noisy      as none, with runs that differ three times as much and one in twenty that has learnt nothing
 margin     as log_odds, and frozen and rounded models lose exactly the margin of equivalence
 """
+
 import os
 import sys
 from collections import Counter, defaultdict
@@ -22,7 +23,18 @@ from common import arguments, closing
 from scipy.stats import norm
 from tqdm import tqdm
 
-from junkdna_nb.evidence.claims import CLAIMS, DATA_LEVELS, DECODER_SPARSITIES, MARGIN, PLANNED_MEAN, SPARSITIES, TRAINED_AGAIN, WORD_LEVELS, at, judge
+from junkdna_nb.evidence.claims import (
+    CLAIMS,
+    DATA_LEVELS,
+    DECODER_SPARSITIES,
+    MARGIN,
+    PLANNED_MEAN,
+    SPARSITIES,
+    TRAINED_AGAIN,
+    WORD_LEVELS,
+    at,
+    judge,
+)
 from junkdna_nb.evidence.measures import afc_accuracy
 from junkdna_nb.evidence.study import Run, Study, TaskRuns
 
@@ -30,19 +42,46 @@ WORLDS = ("none", "log_odds", "points", "effect", "reversed", "noisy", "margin")
 
 # the design, as nbs/configs/confirmatory.yaml has it after exclusions for unusable tasks; of the decoder's sets, which enter gated
 # secondary rows alone, the grid has 6, 6, 6 and 7. Encoder tasks are drawn first, so their rows do not depend on these numbers
-DESIGN = dict(tasks=68, shared=6, arm_b=25, small=14, data=13, words=10, second=13, criteria=10, options=8, shots=8, context=6, formats=6, human=22, items=1000, asked=600)
+DESIGN = dict(
+    tasks=68,
+    shared=6,
+    arm_b=25,
+    small=14,
+    data=13,
+    words=10,
+    second=13,
+    criteria=10,
+    options=8,
+    shots=8,
+    context=6,
+    formats=6,
+    human=22,
+    items=1000,
+    asked=600,
+)
 BITS = {"dense": 16.0, "sparse 0.6": 7.4, "sparse 0.8": 4.2, "4 bits": 4.3125}
 # mean losses, Fisher z: half of those of the old tasks, so that the registered means are those the design was planned for
 LOSS = {
-    "sparse 0.2": 0.005, "sparse 0.4": 0.04, "sparse 0.6": 0.10, "sparse 0.8": 0.195,
-    "sparse_to_dense 0.6": 0.095, "sparse_to_dense 0.8": 0.135,
-    "frozen 0.4": 0.011, "frozen 0.6": 0.035, "frozen 0.8": 0.085,
-    "wanda 0.6": 0.07, "sparsegpt 0.6": 0.09, "sparse 4:8": 0.065, "random 0.6": 0.145, "4 bits": 0.012, "3 bits": 0.03,
+    "sparse 0.2": 0.005,
+    "sparse 0.4": 0.04,
+    "sparse 0.6": 0.10,
+    "sparse 0.8": 0.195,
+    "sparse_to_dense 0.6": 0.095,
+    "sparse_to_dense 0.8": 0.135,
+    "frozen 0.4": 0.011,
+    "frozen 0.6": 0.035,
+    "frozen 0.8": 0.085,
+    "wanda 0.6": 0.07,
+    "sparsegpt 0.6": 0.09,
+    "sparse 4:8": 0.065,
+    "random 0.6": 0.145,
+    "4 bits": 0.012,
+    "3 bits": 0.03,
 }
-ALIKE = 0.7            # correlation of the answers to one item
-BETWEEN_RUNS = 0.04    # standard deviation of a run's Fisher z; of a drop, 0.055
-SPREAD = 0.8           # standard deviation of a loss between tasks, as a share of its mean
-TAU = 0.4              # of difficulty and loss in world `effect`
+ALIKE = 0.7  # correlation of the answers to one item
+BETWEEN_RUNS = 0.04  # standard deviation of a run's Fisher z; of a drop, 0.055
+SPREAD = 0.8  # standard deviation of a loss between tasks, as a share of its mean
+TAU = 0.4  # of difficulty and loss in world `effect`
 RHO = np.sin(np.pi * TAU / 2)
 
 
@@ -64,13 +103,18 @@ class World:
             kind = "bits" if "bits" in condition else condition.split()[0]
             out[condition] = self.loss(mean, hard, luck[kind])
         if self.name == "margin":
-            out |= {c: MARGIN * (1 + luck[c.split()[0] if "bits" not in c else "bits"]) for c in (*at("frozen"), "4 bits")}
+            out |= {
+                c: MARGIN * (1 + luck[c.split()[0] if "bits" not in c else "bits"])
+                for c in (*at("frozen"), "4 bits")
+            }
         return out
 
     def loss(self, mean, hard, luck):
         "A mean loss, its spread over tasks, and in worlds with an order what difficulty adds"
         if self.sign:
-            return self.sign * mean + SPREAD * mean * (self.sign * RHO * hard + (1 - RHO**2) ** 0.5 * luck)
+            return self.sign * mean + SPREAD * mean * (
+                self.sign * RHO * hard + (1 - RHO**2) ** 0.5 * luck
+            )
         return mean * (self.uniform + SPREAD * luck)
 
     def accuracy(self, signal, loss):
@@ -82,7 +126,9 @@ class World:
 
 def answers(rng, share, items):
     "(R, n) which items each run answers right"
-    strength = ALIKE**0.5 * rng.normal(size=items) + (1 - ALIKE) ** 0.5 * rng.normal(size=(len(share), items))
+    strength = ALIKE**0.5 * rng.normal(size=items) + (1 - ALIKE) ** 0.5 * rng.normal(
+        size=(len(share), items)
+    )
     return strength < norm.ppf(np.clip(share, 0.001, 0.999))[:, None]
 
 
@@ -92,11 +138,21 @@ class Simulated(Study):
     def __init__(self, world, seed, design=DESIGN):
         self.old, self.notes, self.records, self.design, self._found = False, [], [], design, {}
         self.rng = np.random.default_rng([seed, WORLDS.index(world)])
-        self.world, self.noise = World(world, self.rng), BETWEEN_RUNS * (3 if world == "noisy" else 1)
+        self.world, self.noise = (
+            World(world, self.rng),
+            BETWEEN_RUNS * (3 if world == "noisy" else 1),
+        )
         self._encoder = [self.encoder_task(i) for i in range(design["tasks"])]
         self._second = [self.encoder_task(i, second=True) for i in range(design["second"])]
-        self._decoder = {e: [self.decoder_task(e, i) for i in range(design[n])] for e, n in
-                         (("03_options", "options"), ("05_kshot", "shots"), ("04_context", "context"), ("06_qa_format", "formats"))}
+        self._decoder = {
+            e: [self.decoder_task(e, i) for i in range(design[n])]
+            for e, n in (
+                ("03_options", "options"),
+                ("05_kshot", "shots"),
+                ("04_context", "context"),
+                ("06_qa_format", "formats"),
+            )
+        }
 
     def encoder(self, model="minilm"):
         return self._encoder if model == "minilm" else self._second
@@ -123,7 +179,9 @@ class Simulated(Study):
 
     def level_step(self, level):
         "How much harder a level is than the main setting, in steps"
-        return {lv: j for levels in (DATA_LEVELS, WORD_LEVELS) for j, lv in enumerate(levels)}[level]
+        return {lv: j for levels in (DATA_LEVELS, WORD_LEVELS) for j, lv in enumerate(levels)}[
+            level
+        ]
 
     def encoder_task(self, i, second=False):
         rng, world = self.rng, self.world
@@ -132,7 +190,10 @@ class Simulated(Study):
         wanted = self.conditions(i, second)
         true = world.losses(hard)
         step = PLANNED_MEAN["C4 data"] / 2
-        interaction = {lv: step * self.level_step(lv) * (world.sign + SPREAD * rng.normal()) for _, lv in wanted}
+        interaction = {
+            lv: step * self.level_step(lv) * (world.sign + SPREAD * rng.normal())
+            for _, lv in wanted
+        }
         runs, share = [], []
         for level in dict.fromkeys(["", *(lv for _, lv in wanted)]):
             at_level = signal - 0.15 * self.level_step(level)
@@ -143,7 +204,9 @@ class Simulated(Study):
             at_level = signal - 0.15 * self.level_step(level)
             for s in (41, 42):
                 runs.append(Run(condition, level, s))
-                share.append(world.accuracy(at_level + self.jitter(), true[condition] + interaction[level]))
+                share.append(
+                    world.accuracy(at_level + self.jitter(), true[condition] + interaction[level])
+                )
         n = int(rng.choice([500, self.design["items"]], p=[0.25, 0.75]))
         labels = np.arange(n) % 2
         share = np.array(share)
@@ -156,8 +219,22 @@ class Simulated(Study):
         verified = i % 3 == 0 and i // 3 < self.design["human"]
         agreement = 0.8 - 0.05 * hard + 0.05 * rng.normal() if verified else None
         bits = tuple(BITS.get(r.condition, np.nan) for r in runs)
-        return TaskRuns(f"task {i}", tuple(runs), labels, np.where(right, labels, 1 - labels), "accuracy", "correlation_k",
-                        np.full(len(runs), 0.5), group, i % 4 < 2, human if not verified else 0.97, verified, agreement, (), bits)
+        return TaskRuns(
+            f"task {i}",
+            tuple(runs),
+            labels,
+            np.where(right, labels, 1 - labels),
+            "accuracy",
+            "correlation_k",
+            np.full(len(runs), 0.5),
+            group,
+            i % 4 < 2,
+            human if not verified else 0.97,
+            verified,
+            agreement,
+            (),
+            bits,
+        )
 
     def jitter(self):
         return self.noise * self.rng.normal()
@@ -165,20 +242,50 @@ class Simulated(Study):
     def decoder_task(self, experiment, i):
         "d' of options (or of a free answer, as one of very many) that falls with pruning, more at harder levels in world `effect`"
         rng, world = self.rng, self.world
-        levels, chance = {"03_options": (("2", "3", "4", "8"), (1 / 2, 1 / 3, 1 / 4, 1 / 8)), "05_kshot": (("8", "4", "1", "0"), (1 / 4,) * 4),
-                          "04_context": (("1", "2", "5", "0"), (0,) * 4), "06_qa_format": (("choice", "open"), (1 / 4, 0))}[experiment]
-        signal, spread, per_level = 1.2 + 0.3 * rng.normal(), 0.1 * rng.normal(), 0.1 + 0.05 * rng.normal()
+        levels, chance = {
+            "03_options": (("2", "3", "4", "8"), (1 / 2, 1 / 3, 1 / 4, 1 / 8)),
+            "05_kshot": (("8", "4", "1", "0"), (1 / 4,) * 4),
+            "04_context": (("1", "2", "5", "0"), (0,) * 4),
+            "06_qa_format": (("choice", "open"), (1 / 4, 0)),
+        }[experiment]
+        signal, spread, per_level = (
+            1.2 + 0.3 * rng.normal(),
+            0.1 * rng.normal(),
+            0.1 + 0.05 * rng.normal(),
+        )
         runs, share, chances = [], [], []
         for j, (level, c) in enumerate(zip(levels, chance)):
             for amount, condition in enumerate(["dense", *at("sparse", DECODER_SPARSITIES)]):
                 for seed in (41, 42, 43, 44):
-                    lost = amount / 3 * (0.3 * (world.uniform or world.sign) + spread + world.sign * per_level * j)
+                    lost = (
+                        amount
+                        / 3
+                        * (
+                            0.3 * (world.uniform or world.sign)
+                            + spread
+                            + world.sign * per_level * j
+                        )
+                    )
                     d = signal - lost + 0.05 * rng.normal()
                     runs.append(Run(condition, level, seed))
                     chances.append(c)
-                    share.append(float(afc_accuracy(d, 1 / c)) if c else float(1 / (1 + np.exp(-(d - 1.2) * np.pi / 3**0.5))))
-        right = answers(rng, np.array(share), self.design["asked"] if experiment != "04_context" else 300)
-        return TaskRuns(f"{experiment} {i}", tuple(runs), None, right.astype(float), "accuracy", "answers", np.array(chances))
+                    share.append(
+                        float(afc_accuracy(d, 1 / c))
+                        if c
+                        else float(1 / (1 + np.exp(-(d - 1.2) * np.pi / 3**0.5)))
+                    )
+        right = answers(
+            rng, np.array(share), self.design["asked"] if experiment != "04_context" else 300
+        )
+        return TaskRuns(
+            f"{experiment} {i}",
+            tuple(runs),
+            None,
+            right.astype(float),
+            "accuracy",
+            "answers",
+            np.array(chances),
+        )
 
 
 def judged(job):
@@ -187,7 +294,13 @@ def judged(job):
     rows = []
     for row in judge(Simulated(world, seed, design)):
         x = row.evidence.main
-        rows.append((row.claim.name, row.verdict, None if x is None else (x.estimate, x.low, x.high, x.p, x.k)))
+        rows.append(
+            (
+                row.claim.name,
+                row.verdict,
+                None if x is None else (x.estimate, x.low, x.high, x.p, x.k),
+            )
+        )
     return rows
 
 
@@ -197,9 +310,13 @@ def true_means():
     mean = lambda how, amounts: float(np.mean([LOSS[c] for c in at(how, amounts)]))
     again = mean("sparse_to_dense", TRAINED_AGAIN)
     return {
-        "C2 irreversible": again, "C7 second encoder": again, "C3 values": mean("sparse", SPARSITIES) - mean("frozen", SPARSITIES),
-        "C6 bits": share * LOSS["sparse 0.6"] + (1 - share) * LOSS["sparse 0.8"] - LOSS["4 bits"], "C4 data": PLANNED_MEAN["C4 data"],
-        "C7 small": LOSS["random 0.6"] - LOSS["sparse 0.6"], "C1 grows": LOSS["sparse 0.8"] - LOSS["sparse 0.4"],
+        "C2 irreversible": again,
+        "C7 second encoder": again,
+        "C3 values": mean("sparse", SPARSITIES) - mean("frozen", SPARSITIES),
+        "C6 bits": share * LOSS["sparse 0.6"] + (1 - share) * LOSS["sparse 0.8"] - LOSS["4 bits"],
+        "C4 data": PLANNED_MEAN["C4 data"],
+        "C7 small": LOSS["random 0.6"] - LOSS["sparse 0.6"],
+        "C1 grows": LOSS["sparse 0.8"] - LOSS["sparse 0.4"],
     }
 
 
@@ -218,7 +335,11 @@ def is_false(world, c):
 def is_opposite(world, c):
     "Is the opposite of a claim true in this world, so that 'contradicted' is right?"
     if c.name in NOTHING:
-        return world not in ("none", "noisy", "margin")   # something is lost, at 0.8 more than the margin
+        return world not in (
+            "none",
+            "noisy",
+            "margin",
+        )  # something is lost, at 0.8 more than the margin
     return world == "reversed" or (world == "points" and c.interaction)
 
 
@@ -228,16 +349,30 @@ def calibrate(studies, workers=os.cpu_count(), worlds=WORLDS, design=DESIGN):
     with ProcessPoolExecutor(workers) as pool:
         for world in worlds:
             jobs = [(world, seed, design) for seed in range(1, studies + 1)]
-            for rows in tqdm(pool.map(judged, jobs, chunksize=4), total=studies, desc=world, file=sys.stderr):
+            for rows in tqdm(
+                pool.map(judged, jobs, chunksize=4), total=studies, desc=world, file=sys.stderr
+            ):
                 for name, verdict, x in rows:
                     counts[world, name][verdict] += 1
-                    value = {"effect": truth.get(name), "none": 0.0 if name in truth else None}.get(world)
+                    value = {"effect": truth.get(name), "none": 0.0 if name in truth else None}.get(
+                        world
+                    )
                     if x is not None and value is not None:
                         covered[world, name, x[1] <= value <= x[2]] += 1
     table = []
     for (world, name), c in counts.items():
         yes, no = covered[world, name, True], covered[world, name, False]
-        shares = [100 * c[v] / studies for v in ("supported", "contradicted", "depends on the scale", "equivalent", "inconclusive", "not run")]
+        shares = [
+            100 * c[v] / studies
+            for v in (
+                "supported",
+                "contradicted",
+                "depends on the scale",
+                "equivalent",
+                "inconclusive",
+                "not run",
+            )
+        ]
         table.append((world, name, *shares, 100 * yes / (yes + no) if yes + no else None))
     return table, summary(table)
 
@@ -249,11 +384,21 @@ def summary(table):
     wrong = [r[3] for r in table if not is_opposite(r[0], CLAIMS[r[1]])]
     coverage = [r[8] for r in table if r[8] is not None]
     power = {r[1]: r[2] for r in table if r[0] == "effect"}
-    means = [power.get(n, 0) for n in truth if n in claims and CLAIMS[n].role == "primary" and n != "C4 data"]   # of C4 nothing had been seen
+    means = [
+        power.get(n, 0)
+        for n in truth
+        if n in claims and CLAIMS[n].role == "primary" and n != "C4 data"
+    ]  # of C4 nothing had been seen
     return dict(
-        false_supported_max=max(false, default=0), false_contradicted_max=max(wrong, default=0), coverage_low=min(coverage, default=0),
-        coverage_high=max(coverage, default=0), power_tau04=power.get("C1 steeper", 0), power_means=min(means, default=0),
-        power_gap=power.get("C5 gap", 0), power_data=power.get("C4 data", 0))
+        false_supported_max=max(false, default=0),
+        false_contradicted_max=max(wrong, default=0),
+        coverage_low=min(coverage, default=0),
+        coverage_high=max(coverage, default=0),
+        power_tau04=power.get("C1 steeper", 0),
+        power_means=min(means, default=0),
+        power_gap=power.get("C5 gap", 0),
+        power_data=power.get("C4 data", 0),
+    )
 
 
 if __name__ == "__main__":
@@ -261,8 +406,17 @@ if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
     table, figures = calibrate(args.studies, args.workers)
     error = 100 * (0.05 * 0.95 / args.studies) ** 0.5
-    print(f"{args.studies} studies of each world; a share of 5 % has a simulation error of {error:.1f} points\n")
-    print("| world | claim | supported % | contradicted % | depends on the scale % | equivalent % | inconclusive % | not run % | coverage % |\n|" + "---|" * 9)
+    print(
+        f"{args.studies} studies of each world; a share of 5 % has a simulation error of {error:.1f} points\n"
+    )
+    print(
+        "| world | claim | supported % | contradicted % | depends on the scale % | equivalent % | inconclusive % | not run % | coverage % |\n|"
+        + "---|" * 9
+    )
     for world, name, *shares, cover in table:
-        print(f"| {world} | {name} | " + " | ".join(f"{x:.1f}" for x in shares) + f" | {'' if cover is None else f'{cover:.1f}'} |")
+        print(
+            f"| {world} | {name} | "
+            + " | ".join(f"{x:.1f}" for x in shares)
+            + f" | {'' if cover is None else f'{cover:.1f}'} |"
+        )
     closing(studies=args.studies, **figures)

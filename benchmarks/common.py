@@ -1,4 +1,5 @@
 "What the benchmarks share: interleaved timing, the shapes of roberta-large's encoder, and the closing line."
+
 import argparse
 import gc
 import statistics
@@ -7,7 +8,7 @@ import time
 
 import torch
 
-SHAPES = [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]   # one of roberta-large's 24 layers
+SHAPES = [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]  # one of roberta-large's 24 layers
 
 
 def encoder_weights(layers=24, dtype=torch.float32, seed=0):
@@ -42,4 +43,6 @@ def interleaved(contenders, repeats, once=()):
 
 def closing(**values):
     "The last line, for machines"
-    print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()))
+    print(
+        " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+    )

@@ -4,6 +4,7 @@ The authors' way, re-implemented: float32, batches in random order padded to the
 Ours is `transfer.fine_tune` as an experiment calls it: bf16 where the processor has it, batches of similar length, fused AdamW, the mask held on the bits.
 GLUE's sentences and pairs are used where $JUNKDNA_MIRROR has them: sst2 and mrpc.
 """
+
 import os
 import tempfile
 from pathlib import Path
@@ -23,7 +24,9 @@ glue = (Path(os.environ.get("JUNKDNA_MIRROR", "/nowhere")) / "nyu-mll" / "glue")
 source = resolve_model("minilm")
 tokenizer = load_tokenizer(source)
 results = {}
-for kind, task in dict(sentences="sst2" if glue else "movie", pairs="mrpc" if glue else "pararule").items():
+for kind, task in dict(
+    sentences="sst2" if glue else "movie", pairs="mrpc" if glue else "pararule"
+).items():
     config = GlueConfig(task=task, max_train=args.n, epochs=1, sparsity=0.5)
     data = load_task(task, config.seed, max_train=args.n, max_eval=8)
     rows = encode(data.train, data.task.text, tokenizer, config.max_length)
@@ -40,11 +43,17 @@ for kind, task in dict(sentences="sst2" if glue else "movie", pairs="mrpc" if gl
         float_masks = {n: m.float() for n, m in masks.items()}
         seed_everything(config.seed)
         model.train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, foreach=False)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=0.0, foreach=False
+        )
         order = torch.randperm(len(rows)).tolist()
         for i in range(0, len(order), config.batch_size):
-            picked = rows.select(order[i:i + config.batch_size]).remove_columns("length").to_list()
-            batch = tokenizer.pad([{k: v for k, v in r.items() if k != "labels"} for r in picked], return_tensors="pt")
+            picked = (
+                rows.select(order[i : i + config.batch_size]).remove_columns("length").to_list()
+            )
+            batch = tokenizer.pad(
+                [{k: v for k, v in r.items() if k != "labels"} for r in picked], return_tensors="pt"
+            )
             loss = model(**batch, labels=torch.tensor([r["labels"] for r in picked])).loss
             loss.backward()
             for n, p in model.named_parameters():
@@ -52,8 +61,14 @@ for kind, task in dict(sentences="sst2" if glue else "movie", pairs="mrpc" if gl
                     p.data = p.data * float_masks[n]
             optimizer.step()
             optimizer.zero_grad()
+
     t = interleaved(dict(ours=ours, authors=authors), args.repeats)
     lengths = rows["length"]
-    print(f"{kind} ({task}, n = {len(rows)}, {sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most): ours {t['ours']:.1f} s, authors {t['authors']:.1f} s")
-    results |= {f"speedup_{kind}": t["authors"] / t["ours"], f"per_second_{kind}": args.n / t["ours"]}
+    print(
+        f"{kind} ({task}, n = {len(rows)}, {sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most): ours {t['ours']:.1f} s, authors {t['authors']:.1f} s"
+    )
+    results |= {
+        f"speedup_{kind}": t["authors"] / t["ours"],
+        f"per_second_{kind}": args.n / t["ours"],
+    }
 closing(speedup=min(v for k, v in results.items() if k.startswith("speedup")), **results)

@@ -6,6 +6,7 @@ Both ways are bound by memory. In sparse mode ours reads gradient and mask and w
 
 `speedup` is that of the work as a whole, all modes of one size together, for the size where it is less; the modes stand beside it.
 """
+
 import statistics
 import time
 
@@ -17,9 +18,15 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from junkdna_nb import transfer
 from junkdna_nb.pruning import make_masks
 
-args = arguments(size="minilm,large", repeats=24)   # a third of them for the large model
-sizes = dict(minilm=dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
-             large=dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096))
+args = arguments(size="minilm,large", repeats=24)  # a third of them for the large model
+sizes = dict(
+    minilm=dict(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    ),
+    large=dict(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    ),
+)
 spent, ours_in_turn, unmasked = 0.0, True, transfer._mask_gradient
 
 
@@ -29,6 +36,7 @@ def timed(run):
         start = time.perf_counter()
         run(*a)
         spent += time.perf_counter() - start
+
     return wrapper
 
 
@@ -46,7 +54,7 @@ class Arguments:
 
 results, speedups = {}, []
 for size in args.size.split(","):
-    both = []   # seconds of ours and of theirs, by mode
+    both = []  # seconds of ours and of theirs, by mode
     for mode in ("sparse", "dense_frozen"):
         torch.manual_seed(0)
         model = BertForSequenceClassification(BertConfig(**sizes[size], vocab_size=1000))
@@ -59,7 +67,11 @@ for size in args.size.split(","):
 
         def authors():
             for n, p in params.items():
-                p.data = p.data * float_masks[n] + state[n] * (1 - float_masks[n]) if state else p.data * float_masks[n]
+                p.data = (
+                    p.data * float_masks[n] + state[n] * (1 - float_masks[n])
+                    if state
+                    else p.data * float_masks[n]
+                )
 
         def step(after):
             "(seconds of the step, seconds spent on masks)"
@@ -74,23 +86,32 @@ for size in args.size.split(","):
             return time.perf_counter() - start, spent
 
         callback = transfer.MaskCallback(masks, mode)
-        callback.on_train_begin(Arguments, TrainerState(), TrainerControl(), model=model, optimizer=optimizer)
+        callback.on_train_begin(
+            Arguments, TrainerState(), TrainerControl(), model=model, optimizer=optimizer
+        )
         times = dict(ours=[], authors=[])
         for repeat in range(args.repeats // (3 if size == "large" else 1) + 1):
             ours_in_turn = True
             ours = step(lambda: callback.on_step_end(None, None, TrainerControl()))
             ours_in_turn = False
             theirs = step(authors)
-            if repeat:   # the first is warm-up
+            if repeat:  # the first is warm-up
                 times["ours"].append(ours)
                 times["authors"].append(theirs)
         whole, kept = (statistics.median(t[i] for t in times["ours"]) for i in (0, 1))
         theirs, name = statistics.median(t[1] for t in times["authors"]), f"{size}_{mode}"
         both.append((kept, theirs))
         results |= {f"speedup_{name}": theirs / kept, f"share_{name}": kept / whole}
-        print(f"{name:22} ours {1e3 * kept:.1f} ms, authors {1e3 * theirs:.1f} ms, whole step {1e3 * whole:.0f} ms", flush=True)
+        print(
+            f"{name:22} ours {1e3 * kept:.1f} ms, authors {1e3 * theirs:.1f} ms, whole step {1e3 * whole:.0f} ms",
+            flush=True,
+        )
         for hook in callback._hooks:
             hook.remove()
         del model, optimizer, params, callback, masks, float_masks, state
     speedups.append(sum(t for _, t in both) / sum(t for t, _ in both))
-closing(speedup=min(speedups), share_of_step=max(v for k, v in results.items() if k.startswith("share")), **results)
+closing(
+    speedup=min(speedups),
+    share_of_step=max(v for k, v in results.items() if k.startswith("share")),
+    **results,
+)

@@ -2,6 +2,7 @@
 
 The anchors are re-implementations of the described method: concatenate all magnitudes, sort them fully, compare.
 """
+
 import torch
 from common import arguments, closing, encoder_weights, interleaved
 from torch import nn
@@ -14,7 +15,8 @@ weights = encoder_weights(args.layers)
 n = sum(w.numel() for w in weights)
 
 
-def ours(): return smallest(weights, 0.5, absolute=True)[0]
+def ours():
+    return smallest(weights, 0.5, absolute=True)[0]
 
 
 def authors():
@@ -25,6 +27,7 @@ def authors():
 
 def torch_prune():
     from torch.nn.utils import prune
+
     modules = []
     for w in weights:
         m = nn.Module()
@@ -34,32 +37,54 @@ def torch_prune():
     return [m.weight_mask for m, _ in modules]
 
 
-def one_read(): return sum(float(w.sum()) for w in weights)
+def one_read():
+    return sum(float(w.sum()) for w in weights)
 
 
-def levels(sparsities): return nested_smallest(weights, [prune_count(n, s) for s in sparsities], absolute=True)[0]
+def levels(sparsities):
+    return nested_smallest(weights, [prune_count(n, s) for s in sparsities], absolute=True)[0]
 
 
 if args.levels == 1:
-    with PeakMemory() as peak:   # first of all, while no freed memory can be used again unseen
+    with PeakMemory() as peak:  # first of all, while no freed memory can be used again unseen
         masks = ours()
-    extra = (peak.most - n) / (4 * n)   # beyond the weights and the masks, one byte each
+    extra = (peak.most - n) / (4 * n)  # beyond the weights and the masks, one byte each
 
 if args.levels > 1:
     sparsities = [round((i + 1) / (args.levels + 1), 6) for i in range(args.levels)]
     together = levels(sparsities)
-    same = all(torch.equal(a > i, b) for i, s in enumerate(sparsities) for a, b in zip(together, smallest(weights, s, absolute=True)[0]))
+    same = all(
+        torch.equal(a > i, b)
+        for i, s in enumerate(sparsities)
+        for a, b in zip(together, smallest(weights, s, absolute=True)[0])
+    )
     del together
-    t = interleaved(dict(together=lambda: levels(sparsities), one=ours, separately=lambda: [ours() and None for _ in sparsities]), args.repeats, once=("separately",))
-    print(f"{args.levels} sparsities of {n / 1e6:.0f} M weights: {t['together']:.2f} s together, {t['one']:.2f} s one, {t['separately']:.2f} s one after the other")
-    closing(weights=n, levels=args.levels, ratio_to_one=t["together"] / t["one"], speedup_separately=t["separately"] / t["together"], exact=int(same))
+    t = interleaved(
+        dict(
+            together=lambda: levels(sparsities),
+            one=ours,
+            separately=lambda: [ours() and None for _ in sparsities],
+        ),
+        args.repeats,
+        once=("separately",),
+    )
+    print(
+        f"{args.levels} sparsities of {n / 1e6:.0f} M weights: {t['together']:.2f} s together, {t['one']:.2f} s one, {t['separately']:.2f} s one after the other"
+    )
+    closing(
+        weights=n,
+        levels=args.levels,
+        ratio_to_one=t["together"] / t["one"],
+        speedup_separately=t["separately"] / t["together"],
+        exact=int(same),
+    )
 else:
     flat = torch.cat([w.abs().reshape(-1) for w in weights])
     k = prune_count(n, 0.5)
     t = flat.kthvalue(k).values
     expected = flat > t
     at = (flat == t).nonzero().squeeze(1)
-    expected[at[k - int((flat < t).sum()):]] = True
+    expected[at[k - int((flat < t).sum()) :]] = True
     exact = int(torch.equal(torch.cat([m.reshape(-1) for m in masks]), expected))
     del flat, expected, masks
     contenders = dict(ours=ours, one_read=one_read)
@@ -69,4 +94,11 @@ else:
     for name, seconds in t.items():
         print(f"{name:12} {seconds:8.2f} s")
     speed = {f"speedup_{a}": t[a] / t["ours"] for a in ("authors", "torch_prune") if a in t}
-    closing(weights=n, seconds=t["ours"], **speed, extra_memory=extra, reads=t["ours"] / t["one_read"], exact=exact)
+    closing(
+        weights=n,
+        seconds=t["ours"],
+        **speed,
+        extra_memory=extra,
+        reads=t["ours"] / t["one_read"],
+        exact=exact,
+    )

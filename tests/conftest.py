@@ -33,8 +33,16 @@ def mirror(monkeypatch):
 
 def command(*words, cwd=ROOT, env=None, **kw):
     "Run one of the environment's commands for real; its output is captured."
-    return subprocess.run([str(BIN / words[0]), *map(str, words[1:])], cwd=cwd, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}, timeout=600, **kw)
+    return subprocess.run(
+        [str(BIN / words[0]), *map(str, words[1:])],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        timeout=600,
+        **kw,
+    )
 
 
 def committed_files():

@@ -1,4 +1,5 @@
 "The appendix in a real browser: every page opens, links lead somewhere, no figure is missing, nothing is wider than a phone."
+
 import functools
 import html
 import http.server
@@ -11,7 +12,9 @@ import threading
 import pytest
 from conftest import command
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 # loads every page into a frame as wide as a phone and tells what it found there
 HARNESS = """<!doctype html><body><iframe id=f width=390 height=800></iframe><script>
 const open = p => new Promise(done => { f.onload = () => done(f.contentDocument); f.src = p; });
@@ -49,8 +52,19 @@ def test_every_page_in_a_browser(site, tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-        done = subprocess.run([CHROMIUM, *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=120000", "--dump-dom", f"http://127.0.0.1:{server.server_port}/harness.html"],
-                              capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            [
+                CHROMIUM,
+                *quiet,
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--virtual-time-budget=120000",
+                "--dump-dom",
+                f"http://127.0.0.1:{server.server_port}/harness.html",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
         server.shutdown()
     told = re.search(r'<pre id="out">(.*)</pre>', done.stdout, re.S)
     assert told, done.stdout[-500:] + done.stderr[-2000:]
@@ -58,7 +72,13 @@ def test_every_page_in_a_browser(site, tmp_path):
     pages = {p.name for p in site.glob("*.html")} - {"harness.html"}
     assert set(found) == pages and len(pages) > 25
     for name, page in found.items():
-        assert page["title"] and not page["title"].startswith("untitled") and not page["broken"] and not page["lost"] and not page["outside"], (name, page)
+        assert (
+            page["title"]
+            and not page["title"].startswith("untitled")
+            and not page["broken"]
+            and not page["lost"]
+            and not page["outside"]
+        ), (name, page)
         assert page["wide"] <= 390, (name, page["wide"])
         for link in page["links"]:
             assert (site / link).is_file(), (name, link)

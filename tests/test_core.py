@@ -1,4 +1,5 @@
 "Configurations, records, and what survives a kill."
+
 import json
 import os
 import random
@@ -13,22 +14,68 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from junkdna_nb.core import (StudyError, check_writable, find_record, hold, load_items, load_record, load_runs, project_root, run_recorded, runs_dir, save_record,
-                             stale, temporary_for, unheld, write_atomic)
+from junkdna_nb.core import (
+    StudyError,
+    check_writable,
+    find_record,
+    hold,
+    load_items,
+    load_record,
+    load_runs,
+    project_root,
+    run_recorded,
+    runs_dir,
+    save_record,
+    stale,
+    temporary_for,
+    unheld,
+    write_atomic,
+)
 from junkdna_nb.experiments import GlueConfig
 
-BAD = [("sparsity", 1.0), ("sparsity", -0.1), ("sparsity", float("nan")), ("sparsity", "80%"), ("sparsity", None), ("sparsity", True),
-       ("data_share", 0), ("data_share", 1.01), ("data_share", "all"), ("seed", -1), ("seed", 1.5), ("seed", "x"), ("epochs", 0),
-       ("batch_size", 0), ("learning_rate", 0.0), ("learning_rate", float("inf")), ("n_kept", 0), ("m_group", 0), ("max_length", 4),
-       ("task", "moovie"), ("task", 3), ("model", "minlm"), ("model", "../x"), ("mode", "frozen"), ("recipe", "refrence"), ("method", "magnitud"),
-       ("pattern", "n:m"), ("precision", "fp16"), ("granularity", "column")]
+BAD = [
+    ("sparsity", 1.0),
+    ("sparsity", -0.1),
+    ("sparsity", float("nan")),
+    ("sparsity", "80%"),
+    ("sparsity", None),
+    ("sparsity", True),
+    ("data_share", 0),
+    ("data_share", 1.01),
+    ("data_share", "all"),
+    ("seed", -1),
+    ("seed", 1.5),
+    ("seed", "x"),
+    ("epochs", 0),
+    ("batch_size", 0),
+    ("learning_rate", 0.0),
+    ("learning_rate", float("inf")),
+    ("n_kept", 0),
+    ("m_group", 0),
+    ("max_length", 4),
+    ("task", "moovie"),
+    ("task", 3),
+    ("model", "minlm"),
+    ("model", "../x"),
+    ("mode", "frozen"),
+    ("recipe", "refrence"),
+    ("method", "magnitud"),
+    ("pattern", "n:m"),
+    ("precision", "fp16"),
+    ("granularity", "column"),
+]
 
 
 @pytest.mark.parametrize("name,value", BAD, ids=str)
 def test_bad_values_are_one_line_that_names_them(name, value):
     with pytest.raises(StudyError) as e:
         GlueConfig.make(**{name: value})
-    assert "\n" not in str(e.value) and name in str(e.value) and str(value) in str(e.value) and "allowed" in str(e.value)
+    assert (
+        "\n" not in str(e.value)
+        and name in str(e.value)
+        and str(value) in str(e.value)
+        and "allowed" in str(e.value)
+    )
 
 
 def test_impossible_group():
@@ -36,7 +83,9 @@ def test_impossible_group():
         GlueConfig(pattern="nm", n_kept=5, m_group=4)
 
 
-@pytest.mark.parametrize("wrong,right", [("sparsty", "sparsity"), ("sead", "seed"), ("lerning_rate", "learning_rate")])
+@pytest.mark.parametrize(
+    "wrong,right", [("sparsty", "sparsity"), ("sead", "seed"), ("lerning_rate", "learning_rate")]
+)
 def test_unknown_parameter_names_the_nearest(wrong, right):
     with pytest.raises(StudyError, match=f"unknown parameter '{wrong}'; did you mean '{right}'"):
         GlueConfig.make(**{wrong: 1})
@@ -45,21 +94,36 @@ def test_unknown_parameter_names_the_nearest(wrong, right):
 @given(st.floats(0, 0.999), st.integers(0, 2**32 - 1), st.integers(0, 10**6))
 def test_digest_follows_what_matters(sparsity, seed, save_steps):
     a = GlueConfig(sparsity=sparsity, seed=seed)
-    assert a.digest == GlueConfig.make(**{"sparsity": repr(sparsity), "seed": str(seed), "save_steps": save_steps}).digest
+    assert (
+        a.digest
+        == GlueConfig.make(
+            **{"sparsity": repr(sparsity), "seed": str(seed), "save_steps": save_steps}
+        ).digest
+    )
     assert a.digest != a.but(seed=(seed + 1) % 2**32).digest
     assert a.but(mode="dense").digest == a.but(mode="dense", sparsity=0.123, n_kept=1).digest
 
 
 def test_digest_is_stable_across_processes():
     code = "from junkdna_nb.experiments import GlueConfig; print(GlueConfig(sparsity=0.5).digest)"
-    outs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": str(i)}).stdout.strip()
-            for i in range(3)}
+    outs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": str(i)},
+        ).stdout.strip()
+        for i in range(3)
+    }
     assert outs == {GlueConfig(sparsity=0.5).digest}
 
 
 def test_configuration_loads_nothing_heavy():
     code = "import sys; from junkdna_nb.experiments import GlueConfig; GlueConfig(); print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
 
 
 def _work(config, record):
@@ -71,7 +135,11 @@ def test_record_and_items_come_back(runs):
     config = GlueConfig(seed=7)
     record = run_recorded(config, _work)
     assert find_record(config)["digest"] == config.digest and load_items(record).correct.sum() == 2
-    assert record["environment"]["versions"]["torch"] and record["peak_memory_bytes"] > 0 and record["status"] == "ok"
+    assert (
+        record["environment"]["versions"]["torch"]
+        and record["peak_memory_bytes"] > 0
+        and record["status"] == "ok"
+    )
     assert GlueConfig.make(**record["config"]) == config
     assert len(load_runs()) == 1
 
@@ -83,7 +151,18 @@ def test_items_that_are_not_the_records_own_are_refused(runs):
         load_items(record)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema_version": 99}', "\x00\x01", json.dumps(dict(schema_version=1, status="ok"))])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"schema_version": 99}',
+        "\x00\x01",
+        json.dumps(dict(schema_version=1, status="ok")),
+    ],
+)
 def test_damaged_records_are_named_and_skipped(runs, content):
     run_recorded(GlueConfig(), _work)
     (runs / "02_glue" / "bad.json").write_text(content)
@@ -99,6 +178,7 @@ def test_nan_never_enters_a_record(runs):
 def test_failure_leaves_a_failed_record_but_never_over_a_good_one(runs):
     def fail(config, record):
         raise RuntimeError("out of ink")
+
     for config in (GlueConfig(seed=1), GlueConfig(seed=2)):
         if config.seed == 2:
             run_recorded(config, _work)
@@ -152,11 +232,23 @@ def test_kill_at_any_moment_leaves_records_whole_or_absent(runs):
             items = load_items(record)
             assert len(items) == 5000 and set(items.i) == {record["i"]}
     write_atomic((runs / "02_glue" / "x.json", b""))
-    assert not list((runs / "02_glue").glob(".tmp-x.json-*")), "temporary files of a killed writer are removed by the next"
+    assert not list((runs / "02_glue").glob(".tmp-x.json-*")), (
+        "temporary files of a killed writer are removed by the next"
+    )
     assert True in states
 
 
-@pytest.mark.parametrize("harm", [dict(metrics={"accuracy": 3}), dict(relative="x"), dict(certificate=[1]), dict(certificate=dict(evaluation=None)), dict(metric=["a"])], ids=str)
+@pytest.mark.parametrize(
+    "harm",
+    [
+        dict(metrics={"accuracy": 3}),
+        dict(relative="x"),
+        dict(certificate=[1]),
+        dict(certificate=dict(evaluation=None)),
+        dict(metric=["a"]),
+    ],
+    ids=str,
+)
 def test_records_of_the_wrong_shape_are_skipped_too(runs, harm):
     record = run_recorded(GlueConfig(), _work)
     (runs / "02_glue" / "odd.json").write_text(json.dumps({**record, **harm}))
@@ -166,8 +258,13 @@ def test_records_of_the_wrong_shape_are_skipped_too(runs, harm):
 
 
 def test_two_writers_of_one_file_do_not_disturb_each_other(runs):
-    code = "from junkdna_nb.core import write_atomic; [write_atomic(('{}', b'x' * 100000)) for _ in range(400)]".format(runs / "x")
-    both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    code = "from junkdna_nb.core import write_atomic; [write_atomic(('{}', b'x' * 100000)) for _ in range(400)]".format(
+        runs / "x"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert [(p.communicate()[1], p.returncode) for p in both] == [("", 0)] * 2
     assert [p.name for p in runs.iterdir()] == ["x"]
 

@@ -1,4 +1,5 @@
 "Descriptive results against values by hand, a real model, and the committed records; figures that do not change."
+
 import re
 import subprocess
 import sys
@@ -10,9 +11,24 @@ from conftest import ROOT
 
 from junkdna_nb.core import StudyError, load_items
 from junkdna_nb.evidence.descriptive import (
-    Flips, agreement, breaking_table, breaking_text, cartography, difficulty_table, flips,
-    flips_table, isotonic_p, kept_samples, largest_rise, markdown, populations, sentences,
-    special_records, steps_table, v_information)
+    Flips,
+    agreement,
+    breaking_table,
+    breaking_text,
+    cartography,
+    difficulty_table,
+    flips,
+    flips_table,
+    isotonic_p,
+    kept_samples,
+    largest_rise,
+    markdown,
+    populations,
+    sentences,
+    special_records,
+    steps_table,
+    v_information,
+)
 from junkdna_nb.evidence.plots import overlay, paper_points, split_condition, task_curves
 from junkdna_nb.evidence.study import Run, Study, TaskRuns
 from junkdna_nb.experiments import GlueConfig
@@ -24,7 +40,9 @@ def toy_task(right, n=8, seeds=(41,)):
     runs = [Run(c, "", s) for c in right for s in seeds]
     answers = [np.where(np.arange(n) < right[r.condition], labels, 1 - labels) for r in runs]
     chance = np.full(len(runs), 0.5)
-    return TaskRuns("toy", tuple(runs), labels, np.array(answers), "accuracy", "correlation_k", chance)
+    return TaskRuns(
+        "toy", tuple(runs), labels, np.array(answers), "accuracy", "correlation_k", chance
+    )
 
 
 def test_breaking_points_by_hand():
@@ -43,8 +61,15 @@ def test_seeds_are_averaged_and_a_seed_without_dense_is_left_out():
     task = toy_task({"dense": 6, "sparse 0.1": 3}, seeds=(41, 42))
     runs = tuple(r for r in task.runs if r != Run("dense", "", 42))
     at = [task.index[r] for r in runs]
-    part = TaskRuns("part", runs, task.labels, task.predictions[at], "accuracy", "correlation_k",
-                    np.full(3, 0.5))
+    part = TaskRuns(
+        "part",
+        runs,
+        task.labels,
+        task.predictions[at],
+        "accuracy",
+        "correlation_k",
+        np.full(3, 0.5),
+    )
     for one in (task, part):
         assert np.allclose(kept_samples(one, resamples=10)[1][0], 0.5)
 
@@ -81,7 +106,10 @@ def test_cartography_by_hand():
 
 def test_conditions_in_words():
     assert [split_condition(c) for c in ("dense", "rtn 2 bits", "sparse_to_dense 0.6")] == [
-        ("dense", 0.0), ("rtn", 2.0), ("sparse_to_dense", 0.6)]
+        ("dense", 0.0),
+        ("rtn", 2.0),
+        ("sparse_to_dense", 0.6),
+    ]
 
 
 def leaked_data(folder, leaked, rng):
@@ -134,8 +162,13 @@ def test_the_committed_records_say_something(committed, monkeypatch):
     monkeypatch.setenv("JUNKDNA_STUDY", str(committed))
     study = Study(old=True)
     measures = difficulty_table(study)
-    tables = [measures, agreement(measures, 200), breaking_table(study, resamples=500),
-              steps_table(study, 200), flips_table(study)]
+    tables = [
+        measures,
+        agreement(measures, 200),
+        breaking_table(study, resamples=500),
+        steps_table(study, 200),
+        flips_table(study),
+    ]
     for table in tables:
         assert len(table) >= 8 and not re.search(r"\b(nan|inf|none)\b", markdown(table).lower())
     assert measures["V-information"].notna().sum() >= 4
