@@ -118,14 +118,6 @@ def test_digest_is_stable_across_processes():
     assert outs == {GlueConfig(sparsity=0.5).digest}
 
 
-def test_configuration_loads_nothing_heavy():
-    code = "import sys; from junkdna_nb.experiments import GlueConfig; GlueConfig(); print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
-        == "[]"
-    )
-
-
 def _work(config, record):
     record |= dict(metric="accuracy", metrics={"accuracy": dict(value=0.5, se=0.1, n=4)})
     return pd.DataFrame(dict(id=list("abcd"), correct=[True, False, True, False]))

@@ -162,17 +162,6 @@ def _unreachable(*args, **kw):
 # The table
 
 
-def test_configurations_import_nothing_heavy():
-    code = (
-        "import sys; from junkdna_nb.base.tasks import TASKS; len(TASKS); "
-        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'scipy', 'pyarrow'}; "
-        "print(heavy & set(sys.modules))"
-    )
-    call = [sys.executable, "-c", code]
-    told = subprocess.run(call, capture_output=True, text=True, check=True, cwd="/")
-    assert told.stdout.strip() == "set()"
-
-
 def test_the_table_names_every_task_once_and_says_what_is_known():
     lines = (ROOT / "nbs/configs/tasks.yaml").read_text(encoding="utf-8").splitlines()
     names = [line.rstrip(":") for line in lines if line and line[0] not in " #"]
