@@ -97,7 +97,7 @@ def loaded_by(code):
 def test_light_modules_import_nothing_heavy():
     files = sorted((ROOT / "junkdna_nb").rglob("*.py"))
     names = [p.relative_to(ROOT).with_suffix("") for p in files if p.stem in LIGHT.split()]
-    assert len(names) > 8
+    assert len(names) >= 8
     assert not loaded_by("\n".join(f"import {'.'.join(n.parts)}" for n in names))
 
 

@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
