@@ -15,8 +15,8 @@ from common import arguments, closing
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from junkdna_nb import transfer
-from junkdna_nb.pruning import make_masks
+from junkdna_nb.compression.pruning import make_masks
+from junkdna_nb.transfer import modes
 
 args = arguments(size="minilm,large", repeats=24)  # a third of them for the large model
 sizes = dict(
@@ -27,7 +27,7 @@ sizes = dict(
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
     ),
 )
-spent, ours_in_turn, unmasked = 0.0, True, transfer._mask_gradient
+spent, ours_in_turn, unmasked = 0.0, True, modes._mask_gradient
 
 
 def timed(run):
@@ -45,7 +45,7 @@ def mask_gradient(keep):
     return lambda p: masked(p) if ours_in_turn else None
 
 
-transfer._mask_gradient = mask_gradient
+modes._mask_gradient = mask_gradient
 
 
 class Arguments:
@@ -85,7 +85,7 @@ for size in args.size.split(","):
             optimizer.zero_grad()
             return time.perf_counter() - start, spent
 
-        callback = transfer.MaskCallback(masks, mode)
+        callback = modes.MaskCallback(masks, mode)
         callback.on_train_begin(
             Arguments, TrainerState(), TrainerControl(), model=model, optimizer=optimizer
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from junkdna_nb.core import environment
+from junkdna_nb.base.records import environment
 
 HERE = Path(__file__).parent
 RUNS = [

@@ -23,7 +23,7 @@ NOT_YET = {
     *("30_modes", "31_finetuning", "32_scoring", "33_axes", "34_harness"),
     *("40_measures", "41_resampling", "42_inference", "43_study", "44_claims", "45_tables"),
     *("46_plots", "47_freeze", "48_descriptive"),
-    *("50_runner", "51_warm", "52_grid", "53_sweep", "54_cli", "55_site"),
+    *("50_runner", "51_warm", "52_grid", "53_sweep", "54_site", "55_cli"),
 }
 
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

@@ -14,24 +14,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from junkdna_nb.core import (
-    StudyError,
-    check_writable,
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.experiments import GlueConfig
+from junkdna_nb.base.records import (
     find_record,
-    hold,
     load_items,
     load_record,
     load_runs,
-    project_root,
     run_recorded,
-    runs_dir,
     save_record,
+)
+from junkdna_nb.base.storage import (
+    check_writable,
+    hold,
+    project_root,
+    runs_dir,
     stale,
     temporary_for,
     unheld,
     write_atomic,
 )
-from junkdna_nb.experiments import GlueConfig
 
 BAD = [
     ("sparsity", 1.0),
@@ -105,7 +107,9 @@ def test_digest_follows_what_matters(sparsity, seed, save_steps):
 
 
 def test_digest_is_stable_across_processes():
-    code = "from junkdna_nb.experiments import GlueConfig; print(GlueConfig(sparsity=0.5).digest)"
+    code = (
+        "from junkdna_nb.base.experiments import GlueConfig; print(GlueConfig(sparsity=0.5).digest)"
+    )
     outs = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -199,7 +203,7 @@ def test_root_is_found_from_anywhere(tmp_path, monkeypatch):
 
 WRITER = """
 import sys, pandas as pd
-from junkdna_nb.core import save_record
+from junkdna_nb.base.records import save_record
 for i in range(10**6):
     record = dict(schema_version=1, experiment='02_glue', name='x', digest='d', status='ok', config={}, metrics={}, environment={}, i=i, pad=['%09d' % i] * 20000)
     save_record(record, pd.DataFrame(dict(id=range(5000), i=i)))
@@ -250,7 +254,7 @@ def test_records_of_the_wrong_shape_are_skipped_too(runs, harm):
 
 
 def test_two_writers_of_one_file_do_not_disturb_each_other(runs):
-    code = "from junkdna_nb.core import write_atomic; [write_atomic(('{}', b'x' * 100000)) for _ in range(400)]".format(
+    code = "from junkdna_nb.base.storage import write_atomic; [write_atomic(('{}', b'x' * 100000)) for _ in range(400)]".format(
         runs / "x"
     )
     both = [

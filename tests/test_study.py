@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from junkdna_nb.core import new_record, save_record
+from junkdna_nb.base.experiments import GlueConfig, OptionsConfig
+from junkdna_nb.base.records import new_record, save_record
 from junkdna_nb.evidence.claims import CLAIMS, DATA_LEVELS, WORD_LEVELS, contrast_of
 from junkdna_nb.evidence.study import Run, Study, average, mean_of, orders, task_effect, usability
-from junkdna_nb.experiments import GlueConfig, OptionsConfig
-from junkdna_nb.sweep import read_grid
+from junkdna_nb.machinery.grid import read_grid
 
 N = 200
 LABELS = np.arange(N) % 2
@@ -169,8 +169,9 @@ def test_one_task_has_no_mean_and_no_order(study):
 
 def test_what_claims_ask_for_is_in_the_grid():
     "Every condition and level of the frozen design is a point of the confirmatory grid, and every arm a block"
-    from junkdna_nb.evidence.study import condition_of, level_of
     from dataclasses import asdict
+
+    from junkdna_nb.evidence.study import condition_of, level_of
 
     if not os.environ.get("JUNKDNA_MIRROR"):
         os.environ.pop("JUNKDNA_MIRROR", None)

@@ -17,10 +17,11 @@ import pytest
 from conftest import BIN, ROOT, command
 from distributed import Client
 
-from junkdna_nb.core import load_items, load_record, load_runs
-from junkdna_nb.experiments import GlueConfig
-from junkdna_nb.runner import KernelStartError, Slot, Unborn, claim, run_notebook
-from junkdna_nb.sweep import make_plan, read_grid
+from junkdna_nb.base.experiments import GlueConfig
+from junkdna_nb.base.records import load_items, load_record, load_runs
+from junkdna_nb.machinery.grid import make_plan, read_grid
+from junkdna_nb.machinery.runner import KernelStartError, claim, run_notebook
+from junkdna_nb.machinery.warm import Slot, Unborn
 
 TINY = dict(max_train=64, max_eval=32, epochs=1, max_length=32)
 SIX = """
@@ -79,7 +80,7 @@ def kinds(pid):
             if depth:
                 found["run" if depth == 1 else "kernel"].append(child)
                 walk(child, depth + 1)
-            elif "junkdna_nb.runner" in words:
+            elif "junkdna_nb.machinery.warm" in words:
                 found["warm"].append(child)
                 walk(child, 1)
             else:
@@ -544,7 +545,7 @@ BAD = {
     "text,message", BAD.items(), ids=[m.split(":", 1)[1][1:30] for m in BAD.values()]
 )
 def test_bad_grids_are_one_line_with_the_place(tmp_path, capsys, text, message):
-    from junkdna_nb.cli import main
+    from junkdna_nb.machinery.cli import main
 
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -554,7 +555,7 @@ def test_bad_grids_are_one_line_with_the_place(tmp_path, capsys, text, message):
 
 
 def test_wrong_options_are_one_line(grid, capsys):
-    from junkdna_nb.cli import main
+    from junkdna_nb.machinery.cli import main
 
     for words, message in [
         (["--keep", "some"], "unknown keep 'some'"),
@@ -627,7 +628,7 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
             [
                 sys.executable,
                 "-c",
-                "from junkdna_nb.core import code_version; print(code_version())",
+                "from junkdna_nb.base.records import code_version; print(code_version())",
             ],
             cwd=tmp_path,
             capture_output=True,
@@ -693,7 +694,7 @@ def test_numbers_of_an_exclusion_may_be_written_in_any_way(tmp_path):
 
 def test_a_claim_is_dropped_by_a_kill(runs):
     config = GlueConfig()
-    code = "import time; from junkdna_nb.experiments import GlueConfig; from junkdna_nb.runner import claim\nwith claim(GlueConfig()): print('mine', flush=True); time.sleep(60)"
+    code = "import time; from junkdna_nb.base.experiments import GlueConfig; from junkdna_nb.machinery.runner import claim\nwith claim(GlueConfig()): print('mine', flush=True); time.sleep(60)"
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "mine\n"
 
@@ -711,7 +712,7 @@ def test_a_claim_is_dropped_by_a_kill(runs):
 
 def test_a_worker_that_sees_other_data_says_so(runs, monkeypatch):
     "The digest that was planned and the one a worker computes must agree"
-    from junkdna_nb.runner import perform
+    from junkdna_nb.machinery.runner import perform
 
     outcome = perform(dict(experiment="02_glue", params=dict(TINY), digest="0" * 12))
     assert (

@@ -7,12 +7,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import ROOT, committed_files
 from hypothesis import given
 from hypothesis import strategies as st
-
-from conftest import ROOT, committed_files
 from sklearn.metrics import f1_score
 
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.experiments import GlueConfig, get_experiment
+from junkdna_nb.base.records import load_record
 from junkdna_nb.base.tasks import (
     METRICS,
     TASKS,
@@ -31,8 +33,6 @@ from junkdna_nb.base.tasks import (
     task_version,
     tasks_overview,
 )
-from junkdna_nb.core import StudyError, load_record
-from junkdna_nb.experiments import GlueConfig, get_experiment
 
 labels = st.lists(st.integers(0, 3), min_size=4, max_size=300)
 

@@ -16,7 +16,7 @@ from typing import Callable
 import numpy as np
 from scipy import stats
 
-from ..core import StudyError, nearest
+from ..base.config import StudyError, nearest
 from junkdna_nb.evidence.inference import (
     equivalence_p,
     gated,

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import optimize, stats
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from ..core import StudyError
+from ..base.config import StudyError
 
 # %% ../../nbs/42_inference.ipynb #ab534278
 def weighted_q(values, variances, tau2) -> tuple:

@@ -21,7 +21,7 @@ from scipy import sparse
 from scipy.interpolate import CubicSpline
 from scipy.special import ndtr, ndtri
 
-from ..core import StudyError
+from ..base.config import StudyError
 
 # %% ../../nbs/40_measures.ipynb #f76711c0
 @dataclass(frozen=True)
