@@ -106,14 +106,14 @@ def straightforward(method, how):
             for m in linears
         ]
         with autocast:
-            for h, named in zip(hidden, rest):
+            for h, named in zip(hidden, rest, strict=True):
                 layer(h, **named)
         for h in hooks:
             h.remove()
         for m in linears:
             method(m.weight, inputs[m], how)
         with autocast:
-            hidden = [layer(h, **named) for h, named in zip(hidden, rest)]
+            hidden = [layer(h, **named) for h, named in zip(hidden, rest, strict=True)]
     return model
 
 

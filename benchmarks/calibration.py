@@ -254,7 +254,7 @@ class Simulated(Study):
             0.1 + 0.05 * rng.normal(),
         )
         runs, share, chances = [], [], []
-        for j, (level, c) in enumerate(zip(levels, chance)):
+        for j, (level, c) in enumerate(zip(levels, chance, strict=True)):
             for amount, condition in enumerate(["dense", *at("sparse", DECODER_SPARSITIES)]):
                 for seed in (41, 42, 43, 44):
                     lost = (

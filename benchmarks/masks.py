@@ -56,7 +56,7 @@ if args.levels > 1:
     same = all(
         torch.equal(a > i, b)
         for i, s in enumerate(sparsities)
-        for a, b in zip(together, smallest(weights, s, absolute=True)[0])
+        for a, b in zip(together, smallest(weights, s, absolute=True)[0], strict=True)
     )
     del together
     t = interleaved(

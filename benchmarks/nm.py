@@ -46,7 +46,7 @@ def by_definition(w):
     )
 
 
-same = all(torch.equal(a, by_definition(w)) for a, w in zip(ours(), weights))
+same = all(torch.equal(a, by_definition(w)) for a, w in zip(ours(), weights, strict=True))
 t = interleaved(
     dict(ours=ours, authors=authors, grouped_topk=grouped_topk), args.repeats, once=("authors",)
 )

@@ -72,11 +72,11 @@ def padded(model, tokenizer, requests, side):
     out = []
     rows = [list(r.context + r.continuation) for r in requests]
     blank = [[tokenizer.pad_token_id] * (width - len(r)) for r in rows]
-    ids = torch.tensor([b + r if side == "left" else r + b for r, b in zip(rows, blank)])
+    ids = torch.tensor([b + r if side == "left" else r + b for r, b in zip(rows, blank, strict=True)])
     mask = torch.tensor(
         [
             [0] * len(b) + [1] * len(r) if side == "left" else [1] * len(r) + [0] * len(b)
-            for r, b in zip(rows, blank)
+            for r, b in zip(rows, blank, strict=True)
         ]
     )
     logp = (
@@ -232,7 +232,7 @@ def test_sanity_on_the_real_model(smollm2):
     }
     right = {
         book: np.mean(
-            [any(a.lower() == x.lower() for x in q.answers) for a, q in zip(answers[book], few)]
+            [any(a.lower() == x.lower() for x in q.answers) for a, q in zip(answers[book], few, strict=True)]
         )
         for book in answers
     }
@@ -420,7 +420,7 @@ def test_chat_prompts_hold_their_special_tokens_once(smollm2):
 def test_the_notebook_runs_from_the_command_line(notebook, runs):
     "Real papermill, a kernel of its own"
     axis = dict(
-        zip(["03_options", "04_context", "05_kshot"], ["options=2,3", "passages=0 1", "shots=0,1"])
+        zip(["03_options", "04_context", "05_kshot"], ["options=2,3", "passages=0 1", "shots=0,1"], strict=True)
     ).get(notebook)
     done = command(
         "junkdna",
@@ -450,7 +450,7 @@ def test_models_without_shared_beginnings_are_asked_one_by_one(capsys):
     scorer = Scorer(model)
     requests = [Request((1, 2, 3), (4, 5)), Request((1, 2, 3), (6,))]
     assert not scorer.share
-    for s, r in zip(scorer.score(requests), requests):
+    for s, r in zip(scorer.score(requests), requests, strict=True):
         assert np.allclose(s.log_probabilities, naive(model, r)[0], atol=2e-5)
 
 
@@ -495,7 +495,7 @@ def test_models_with_windows_are_asked_one_by_one(name):
     ]
     scorer = Scorer(model)
     assert not scorer.share
-    for s, r in zip(scorer.score(requests), requests):
+    for s, r in zip(scorer.score(requests), requests, strict=True):
         assert np.allclose(s.log_probabilities, naive(model, r)[0], atol=2e-5)
 
 
@@ -547,7 +547,7 @@ def test_defaults_suit_every_task(mirror):
         load_questions("squad", 6),
     )
     for c in shots.conditions:
-        for q, text in zip(c.questions, c.contexts):
+        for q, text in zip(c.questions, c.contexts, strict=True):
             assert (
                 text.count("Passage: ") == 2 + c.level
             )  # the demonstrations' own, and as many as the level says
@@ -561,7 +561,7 @@ def test_other_passages_are_nobodys(smollm2):
     config = ContextConfig(max_eval=20, passages="1 10")
     data, _ = axes._askable(config)
     for c in axes._for_passages(config, data, prompt):
-        for q, text in zip(c.questions, c.contexts):
+        for q, text in zip(c.questions, c.contexts, strict=True):
             shown = [
                 line.removeprefix("Passage: ")
                 for line in text.split("\n")
@@ -601,9 +601,9 @@ def test_draws_of_distractors_differ_and_are_nested(style):
     found = {d: drawn_options(config.but(distractors=d), data) for d in range(4)}
     for levels in found.values():
         for less, more in ((2, 4), (4, 6)):
-            assert all(set(a) < set(b) for a, b in zip(levels[less], levels[more]))
+            assert all(set(a) < set(b) for a, b in zip(levels[less], levels[more], strict=True))
     for one, other in ((0, 1), (1, 2), (2, 3)):
-        changed = np.mean([set(a) != set(b) for a, b in zip(found[one][4], found[other][4])])
+        changed = np.mean([set(a) != set(b) for a, b in zip(found[one][4], found[other][4], strict=True)])
         assert changed > 0.8
     for draw in range(4):
         (four,) = axes._for_options(OptionsConfig(options="4", distractors=draw), data, prompt)
@@ -615,10 +615,10 @@ def test_the_same_draw_holds_for_demonstrations():
     config = OptionsConfig(options="4", style="listed", draws=1, shots=2)
     (zero,) = axes._for_options(config, data, prompt)
     (one,) = axes._for_options(config.but(distractors=1), data, prompt)
-    for a, b in zip(zero.contexts, one.contexts):
+    for a, b in zip(zero.contexts, one.contexts, strict=True):
         a, b = a.split("\n\n"), b.split("\n\n")
         assert [t.split("\nOptions")[0] for t in a] == [t.split("\nOptions")[0] for t in b]
-        assert sum(x != y for x, y in zip(a, b)) >= 2
+        assert sum(x != y for x, y in zip(a, b, strict=True)) >= 2
 
 
 def test_draws_of_passages_keep_the_right_one():

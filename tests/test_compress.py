@@ -315,7 +315,7 @@ def test_erk_masks_have_erk_counts():
         prune_count(sum(w.param.numel() for w in weights), 0.7),
     )
     assert [int((~masks[w.name]).sum()) for w in weights] == counts
-    by_size = sorted((w.param.numel(), c / w.param.numel()) for c, w in zip(counts, weights))
+    by_size = sorted((w.param.numel(), c / w.param.numel()) for c, w in zip(counts, weights, strict=True))
     assert by_size[0][1] < by_size[-1][1]  # larger matrices lose a larger share
 
 
@@ -343,7 +343,7 @@ def test_rounding_is_to_the_nearest_number_of_the_group(W, bits, group, symmetri
             scale, zero = float(found.scale[i, a // width]), float(found.zero[i, a // width])
             numbers = (np.arange(grid.top + 1) - zero) * scale
             for w, value in zip(
-                W[i, a : a + width].tolist(), found.values()[i, a : a + width].tolist()
+                W[i, a : a + width].tolist(), found.values()[i, a : a + width].tolist(), strict=True
             ):
                 assert min(abs(numbers - w)) == pytest.approx(
                     abs(value - w), rel=1e-4, abs=1e-6 * scale
@@ -721,7 +721,7 @@ def test_sparsegpt_disturbs_a_real_layer_less_than_magnitude(decoder):
     source, text, _ = decoder
     model = load_decoder(source)
     *_, (block, _, _, groups) = (
-        s for s, _ in zip(walk(model, text, prunable(model), "hessian"), range(2))
+        s for s, _ in zip(walk(model, text, prunable(model), "hessian"), range(2), strict=True)
     )
     for weights, H in groups:
         for w in weights:

@@ -67,7 +67,7 @@ def oracle_groups(scores, per):
         return entries
     return [
         [e for e in layer if e[1][1] == i]
-        for layer, s in zip(entries, scores)
+        for layer, s in zip(entries, scores, strict=True)
         for i in range(s.shape[0])
     ]
 
@@ -128,7 +128,7 @@ def test_strict_threshold_keeps_only_what_is_above(scores, sparsity):
     if keep in (0, len(values)):
         return
     threshold = values[keep - 1]  # the keep-th largest
-    kept = [float(v) for s, m in zip(scores, masks) for v in s[m]]
+    kept = [float(v) for s, m in zip(scores, masks, strict=True) for v in s[m]]
     assert sorted(kept, reverse=True) == [v for v in values if v > threshold] and len(kept) < keep
 
 
@@ -320,7 +320,7 @@ def stable_sort_masks(scores, k):
     flat = torch.cat([s.double().reshape(-1) for s in scores])
     kept = torch.ones(len(flat), dtype=torch.bool)
     kept[flat.sort(stable=True).indices[:k]] = False
-    return [m.view(s.shape) for m, s in zip(kept.split([s.numel() for s in scores]), scores)]
+    return [m.view(s.shape) for m, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)]
 
 
 def values(kind, shape, g):
@@ -356,9 +356,9 @@ def test_sampled_brackets_give_the_same_masks(monkeypatch, kind, aside):
     levels, _, _ = selection.nested_smallest(scores, ks, absolute=True)
     for i, k in enumerate(ks):
         expected = stable_sort_masks([s.abs() for s in scores], k)
-        assert all(torch.equal(m > i, e) for m, e in zip(levels, expected)), (kind, k)
+        assert all(torch.equal(m > i, e) for m, e in zip(levels, expected, strict=True)), (kind, k)
         one, _, _ = selection.nested_smallest(scores, [k], absolute=True)
-        assert all(torch.equal(m.view(torch.bool), e) for m, e in zip(one, expected))
+        assert all(torch.equal(m.view(torch.bool), e) for m, e in zip(one, expected, strict=True))
 
 
 def test_keys_of_odd_numbers():
@@ -402,7 +402,7 @@ def test_threads_change_nothing():
         torch.set_num_threads(1)
         one = smallest(x, 0.5, absolute=True)[0]
         torch.set_num_threads(4)
-        assert all(torch.equal(a, b) for a, b in zip(one, smallest(x, 0.5, absolute=True)[0]))
+        assert all(torch.equal(a, b) for a, b in zip(one, smallest(x, 0.5, absolute=True)[0], strict=True))
     finally:
         torch.set_num_threads(before)
 

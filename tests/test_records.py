@@ -130,7 +130,7 @@ def alike(a, b):
     number = r"[-+]?\d+\.\d+(?:e-?\d+)?"
     return re.sub(number, "#", a) == re.sub(number, "#", b) and all(
         abs(float(x) - float(y)) <= 0.003 + 0.05 * abs(float(x))
-        for x, y in zip(re.findall(number, a), re.findall(number, b))
+        for x, y in zip(re.findall(number, a), re.findall(number, b), strict=True)
     )
 
 
@@ -176,7 +176,7 @@ def test_what_the_analysis_notebooks_show_follows_from_the_records(rendered):
     for name, made in rendered[0].items():
         shown, now = words(nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)), words(made)
         assert len(shown) == len(now) >= 10, name
-        for a, b in zip(shown, now):
+        for a, b in zip(shown, now, strict=True):
             same = alike(plain(a), plain(b)) or set(a) <= set("|-: ")
             assert same, f"{name} shows {a}, the records say {b}: run make verdict"
 

@@ -159,7 +159,7 @@ def test_results_do_not_depend_on_what_else_is_asked():
     turned = Scorer(decoder("llama")).score(requests[::-1])
     assert all(
         np.array_equal(a.log_probabilities, b.log_probabilities)
-        for a, b in zip(together, turned[::-1])
+        for a, b in zip(together, turned[::-1], strict=True)
     )
 
 

@@ -128,7 +128,7 @@ def ask(folder, seed, method, right, **params):
         task="arc_challenge", method=method, seed=seed, options="2 4", precision="bf16", **params
     )
     rows, levels = [], []
-    for level, count in zip((2, 4), right):
+    for level, count in zip((2, 4), right, strict=True):
         rows += [dict(level=level, draw=0, id=str(i), correct=float(i < count)) for i in range(N)]
         levels.append(dict(level=level, metric="accuracy", value=count / N, chance=1 / level))
     record = new_record(config, "bf16") | dict(

@@ -175,7 +175,7 @@ def test_two_sweeps_at_once_do_the_work_once(undisturbed):
                 ).groups(default="0"),
             )
             for t in told
-        )
+        ), strict=True
     )
     assert sum(done) - sum(elsewhere) == 6, told
 

@@ -248,7 +248,7 @@ def test_xnli_trains_on_what_is_there(mirror):
 def test_overview(monkeypatch, mirror):
     frame = tasks_overview()
     assert list(frame.name) == list(TASKS)
-    places = dict(zip(frame.name, frame.place))
+    places = dict(zip(frame.name, frame.place, strict=True))
     assert (places["movie"], places["rte"], places["trec"]) == ("packaged", "mirror", "mirror")
     monkeypatch.delenv("JUNKDNA_MIRROR")
     few = tasks_overview(["conv_abuse", "stsb"]).set_index("name")

@@ -140,7 +140,7 @@ def test_dense_is_untouched_by_the_callback(bench, tmp_path):
     plain.remove_callback(MaskCallback)
     plain.train()
     assert all(
-        torch.equal(a, b) for a, b in zip(trainer.model.parameters(), plain.model.parameters())
+        torch.equal(a, b) for a, b in zip(trainer.model.parameters(), plain.model.parameters(), strict=True)
     )
 
 
@@ -235,7 +235,7 @@ def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop, steps):
         ).sparsity == pytest.approx(0.6, abs=1e-6)
     resumed, masks, callback = training(tmp_path / "cut", config)
     assert resumed.state.global_step == whole.state.global_step == (steps or 12)
-    for (n, a), b in zip(whole.model.named_parameters(), resumed.model.parameters()):
+    for (n, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b), n
     c = certify(resumed.model, masks, callback.pretrained)
     assert c["violations"] == 0 if mode == "sparse" else c.get("changed", 0) == 0
@@ -560,7 +560,7 @@ def test_words_are_nested_and_in_their_order():
             rest = iter(words)
             assert all(word in rest for word in part), "a subsequence of the text"
         shares = list(kept)
-        for less, more in zip(shares, shares[1:]):
+        for less, more in zip(shares, shares[1:], strict=True):
             rest = iter(kept[more])
             assert all(word in rest for word in kept[less]), f"{less} is nested in {more}"
 
@@ -629,7 +629,7 @@ def test_a_checkpoint_cut_off_by_a_kill_is_passed_over(bench, tmp_path):
     )
     again = fine_tune(load_classifier(source, 2, 41)[0], train, tokenizer, config, tmp_path)
     assert all(
-        torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters())
+        torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True)
     )
 
 
