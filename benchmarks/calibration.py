@@ -307,7 +307,10 @@ def judged(job):
 def true_means():
     "Mean of each registered mean over tasks in world `effect`, Fisher z"
     share = (BITS["4 bits"] - BITS["sparse 0.8"]) / (BITS["sparse 0.6"] - BITS["sparse 0.8"])
-    mean = lambda how, amounts: float(np.mean([LOSS[c] for c in at(how, amounts)]))
+
+    def mean(how, amounts):
+        return float(np.mean([LOSS[c] for c in at(how, amounts)]))
+
     again = mean("sparse_to_dense", TRAINED_AGAIN)
     return {
         "C2 irreversible": again,

@@ -72,7 +72,9 @@ def padded(model, tokenizer, requests, side):
     out = []
     rows = [list(r.context + r.continuation) for r in requests]
     blank = [[tokenizer.pad_token_id] * (width - len(r)) for r in rows]
-    ids = torch.tensor([b + r if side == "left" else r + b for r, b in zip(rows, blank, strict=True)])
+    ids = torch.tensor(
+        [b + r if side == "left" else r + b for r, b in zip(rows, blank, strict=True)]
+    )
     mask = torch.tensor(
         [
             [0] * len(b) + [1] * len(r) if side == "left" else [1] * len(r) + [0] * len(b)
@@ -232,7 +234,10 @@ def test_sanity_on_the_real_model(smollm2):
     }
     right = {
         book: np.mean(
-            [any(a.lower() == x.lower() for x in q.answers) for a, q in zip(answers[book], few, strict=True)]
+            [
+                any(a.lower() == x.lower() for x in q.answers)
+                for a, q in zip(answers[book], few, strict=True)
+            ]
         )
         for book in answers
     }
@@ -420,7 +425,11 @@ def test_chat_prompts_hold_their_special_tokens_once(smollm2):
 def test_the_notebook_runs_from_the_command_line(notebook, runs):
     "Real papermill, a kernel of its own"
     axis = dict(
-        zip(["03_options", "04_context", "05_kshot"], ["options=2,3", "passages=0 1", "shots=0,1"], strict=True)
+        zip(
+            ["03_options", "04_context", "05_kshot"],
+            ["options=2,3", "passages=0 1", "shots=0,1"],
+            strict=True,
+        )
     ).get(notebook)
     done = command(
         "junkdna",
@@ -603,7 +612,9 @@ def test_draws_of_distractors_differ_and_are_nested(style):
         for less, more in ((2, 4), (4, 6)):
             assert all(set(a) < set(b) for a, b in zip(levels[less], levels[more], strict=True))
     for one, other in ((0, 1), (1, 2), (2, 3)):
-        changed = np.mean([set(a) != set(b) for a, b in zip(found[one][4], found[other][4], strict=True)])
+        changed = np.mean(
+            [set(a) != set(b) for a, b in zip(found[one][4], found[other][4], strict=True)]
+        )
         assert changed > 0.8
     for draw in range(4):
         (four,) = axes._for_options(OptionsConfig(options="4", distractors=draw), data, prompt)

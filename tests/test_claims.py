@@ -102,7 +102,10 @@ def world(name, seed, tasks=24):
     rng, made = np.random.default_rng(seed), []
     for i in range(tasks):
         hard = i / (tasks - 1)
-        share = lambda c, hard=hard: WORLDS[name](hard, c != "dense")
+
+        def share(c, hard=hard):
+            return WORLDS[name](hard, c != "dense")
+
         made.append(task(f"task {i}", share, rng, at("sparse"), n=600))
     return Given(made)
 

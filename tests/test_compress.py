@@ -315,7 +315,9 @@ def test_erk_masks_have_erk_counts():
         prune_count(sum(w.param.numel() for w in weights), 0.7),
     )
     assert [int((~masks[w.name]).sum()) for w in weights] == counts
-    by_size = sorted((w.param.numel(), c / w.param.numel()) for c, w in zip(counts, weights, strict=True))
+    by_size = sorted(
+        (w.param.numel(), c / w.param.numel()) for c, w in zip(counts, weights, strict=True)
+    )
     assert by_size[0][1] < by_size[-1][1]  # larger matrices lose a larger share
 
 
@@ -599,12 +601,12 @@ def test_a_block_is_left_when_all_its_inputs_are_known():
 
 def test_float64_inputs_are_left_alone():
     single, double = (
-        dict(
-            (w.name, v)
+        {
+            w.name: v
             for *_, groups in walk(m, words(), prunable(m), "norms")
             for ws, v in groups
             for w in ws
-        )
+        }
         for m in (tiny("llama"), tiny("llama", torch.float64))
     )
     assert all(torch.allclose(single[n], double[n], rtol=1e-4) for n in single)
@@ -727,9 +729,12 @@ def test_sparsegpt_disturbs_a_real_layer_less_than_magnitude(decoder):
         for w in weights:
             W = w.oriented(w.param.detach()).float()
             target = Target(sparsity=0.5, per="layer")
-            error = lambda new: float(
-                ((W - new) @ H * (W - new)).sum()
-            )  # the output's squared error, per token
+
+            def error(new):
+                return float(
+                    ((W - new) @ H * (W - new)).sum()
+                )  # the output's squared error, per token
+
             assert (
                 error(sparsegpt([W], H, target)[1][0])
                 < error(W * wanda([W], H.diagonal().sqrt(), target)[0][0]) * 1.001

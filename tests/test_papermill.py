@@ -1,6 +1,7 @@
 "The user's own command, for real: papermill from the shell, in every way it is documented."
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -188,11 +189,14 @@ def test_run_command_leaves_everything_beside_each_other(runs):
     assert not [p for p in (runs / "02_glue").iterdir() if p.name.startswith(".tmp")]
     again = command(*words)
     assert "dense baseline: found" in again.stdout
-    strip = lambda r: {
-        k: v
-        for k, v in r.items()
-        if k not in ("timings", "created", "peak_memory_bytes", "training", "path")
-    }
+
+    def strip(r):
+        return {
+            k: v
+            for k, v in r.items()
+            if k not in ("timings", "created", "peak_memory_bytes", "training", "path")
+        }
+
     assert strip(only_record(runs, mode="dense_frozen")) == strip(record), "the same twice"
 
 
@@ -265,10 +269,8 @@ def test_kill_in_the_middle_leaves_nothing_half_written(runs):
         )
         time.sleep(rng.uniform(4, 14))
         for pid in [int(d) for d in os.listdir("/proc") if d.isdigit() and _session(d) == p.pid]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         p.wait()
         for path in (runs / "02_glue").glob("*.json"):
             load_items(load_record(path))

@@ -320,7 +320,10 @@ def stable_sort_masks(scores, k):
     flat = torch.cat([s.double().reshape(-1) for s in scores])
     kept = torch.ones(len(flat), dtype=torch.bool)
     kept[flat.sort(stable=True).indices[:k]] = False
-    return [m.view(s.shape) for m, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)]
+    return [
+        m.view(s.shape)
+        for m, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)
+    ]
 
 
 def values(kind, shape, g):
@@ -402,7 +405,9 @@ def test_threads_change_nothing():
         torch.set_num_threads(1)
         one = smallest(x, 0.5, absolute=True)[0]
         torch.set_num_threads(4)
-        assert all(torch.equal(a, b) for a, b in zip(one, smallest(x, 0.5, absolute=True)[0], strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(one, smallest(x, 0.5, absolute=True)[0], strict=True)
+        )
     finally:
         torch.set_num_threads(before)
 

@@ -40,14 +40,17 @@ def test_records_are_intact_and_few_megabytes(records, committed):
         assert dense is None or any(n.endswith(dense) for n in names), (
             f"{r['name']} is compared with a record that is not there"
         )
-    stems = {n for n in names} | {f"{n}.dynamics" for n in names}
+    stems = set(names) | {f"{n}.dynamics" for n in names}
     assert {f.stem for f in committed.rglob("*") if f.is_file()} <= stems, "a file without a record"
     assert sum(f.stat().st_size for f in committed.rglob("*") if f.is_file()) < 60e6
 
 
 def test_every_record_is_a_point_of_the_study(records):
     "Of the exploratory or the confirmatory grid, or what a notebook runs by default"
-    key = lambda config: (config.experiment, json.dumps(asdict(config), sort_keys=True))
+
+    def key(config):
+        return (config.experiment, json.dumps(asdict(config), sort_keys=True))
+
     grids = [
         read_grid(ROOT / "nbs/configs" / name)[0] for name in ("study.yaml", "confirmatory.yaml")
     ]

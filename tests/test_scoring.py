@@ -134,7 +134,10 @@ def test_merged_beginnings_change_nothing(requests, row_tokens, name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_family_is_scored_right_or_one_by_one(name):
     rng = np.random.default_rng(0)
-    draw = lambda n: tuple(int(t) for t in rng.integers(1, 50, n))
+
+    def draw(n):
+        return tuple(int(t) for t in rng.integers(1, 50, n))
+
     shots = draw(30)
     requests = [
         Request(shots + draw(rng.integers(2, 9)), draw(rng.integers(1, 4))) for _ in range(12)
@@ -150,7 +153,10 @@ def test_every_family_is_scored_right_or_one_by_one(name):
 
 def test_results_do_not_depend_on_what_else_is_asked():
     rng = np.random.default_rng(1)
-    draw = lambda n: tuple(int(t) for t in rng.integers(1, 50, n))
+
+    def draw(n):
+        return tuple(int(t) for t in rng.integers(1, 50, n))
+
     requests = [Request(draw(5), draw(3)) for _ in range(20)]
     together = Scorer(decoder("llama")).score(requests)
     for i in (3, 11):
@@ -243,7 +249,10 @@ def test_answers_are_compared_by_the_rules_of_squad(a, b, em, f1):
 def test_packaged_questions_are_fair(name):
     data = load_questions(name)
     assert len(data.asked) > 500
-    text = lambda q: normalize_answer(q.passage + q.question)
+
+    def text(q):
+        return normalize_answer(q.passage + q.question)
+
     assert not {text(q) for q in data.asked} & {text(q) for q in data.shots}
     for q in data.asked + data.shots:
         normal = [normalize_answer(o) or o for o in q.options]

@@ -118,7 +118,7 @@ def test_a_level_at_chance_is_not_usable(study):
     records = Study()
     assert [t.name for t in records.usable()] == ["tweet_irony"]
     assert records.usable(levels=("", "data 0.1")) == []
-    [bad] = [u for u in usability(records.encoder(), ("data 0.1",))]
+    [bad] = list(usability(records.encoder(), ("data 0.1",)))
     assert not bad.usable and "below 0.1" in bad.reason
 
 

@@ -1,5 +1,6 @@
 "Sweeps for real: the installed command, Dask's own commands, real kills at random moments."
 
+import contextlib
 import json
 import os
 import random
@@ -88,10 +89,8 @@ def kinds(pid):
                     found["worker"].append(child)
                 walk(child, 0)
 
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         walk(psutil.Process(pid), 0)
-    except psutil.NoSuchProcess:
-        pass
     return found
 
 
@@ -175,7 +174,8 @@ def test_two_sweeps_at_once_do_the_work_once(undisturbed):
                 ).groups(default="0"),
             )
             for t in told
-        ), strict=True
+        ),
+        strict=True,
     )
     assert sum(done) - sum(elsewhere) == 6, told
 
@@ -316,10 +316,8 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monk
     finally:
         for p in everything:
             for q in [*family(p.pid), p]:
-                try:
+                with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
                     q.kill()
-                except (ProcessLookupError, psutil.NoSuchProcess):
-                    pass
             p.communicate()
 
 
@@ -418,7 +416,10 @@ def test_control_c(runs, grid):
 def test_a_run_that_is_stopped_leaves_nothing(runs, early):
     "As when Ctrl-C comes before the sweep has heard that the run began, or while the warm process still imports"
     slot, told = Slot(1), []
-    begun = lambda: early or slot.process and kinds(os.getpid())["kernel"]
+
+    def begun():
+        return early or slot.process and kinds(os.getpid())["kernel"]
+
     try:
         outcome = slot.run(
             dict(experiment="02_glue", params=TINY, env=dict(JUNKDNA_RUNS=str(runs))),
@@ -623,8 +624,9 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
     "A comment or a docstring does not make records stale; a statement does"
     package = tmp_path / "junkdna_nb"
     shutil.copytree(ROOT / "junkdna_nb", package, ignore=shutil.ignore_patterns("__pycache__"))
-    tell = lambda: (
-        subprocess.run(
+
+    def tell():
+        return subprocess.run(
             [
                 sys.executable,
                 "-c",
@@ -635,7 +637,7 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
             text=True,
             check=True,
         ).stdout
-    )
+
     first, file = tell(), package / "pruning.py"
     file.write_text("# a comment\n" + file.read_text())
     assert tell() == first
@@ -667,7 +669,10 @@ def test_stale_and_forced(runs, grid, undisturbed):
         )
     points, merged = read_grid(grid)
     assert (len(points), merged) == (6, 2)
-    count = lambda **kw: tuple(map(len, make_plan(points, **kw)))
+
+    def count(**kw):
+        return tuple(map(len, make_plan(points, **kw)))
+
     assert (
         count() == (0, 6)
         and count(force=True) == (6, 0)

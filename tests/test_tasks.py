@@ -120,10 +120,16 @@ def test_packaged_tasks(name):
     assert not set(ids["train"]) & set(ids["validation"]) and len(set(ids["train"])) == len(
         ids["train"]
     )
-    text = lambda rows: {tuple(r[c].casefold() for c in data.task.text) for r in rows}
+
+    def text(rows):
+        return {tuple(r[c].casefold() for c in data.task.text) for r in rows}
+
     assert not text(data.train) & text(data.evals[""]), "no text stands on both sides"
     if name in ("product", "editorial"):
-        document = lambda rows: {r["id"].split("_")[0] for r in rows}
+
+        def document(rows):
+            return {r["id"].split("_")[0] for r in rows}
+
         assert not document(data.train) & document(data.evals[""])
     share = len(data.evals[""]) / (len(data.train) + len(data.evals[""]))
     assert (

@@ -140,7 +140,8 @@ def test_dense_is_untouched_by_the_callback(bench, tmp_path):
     plain.remove_callback(MaskCallback)
     plain.train()
     assert all(
-        torch.equal(a, b) for a, b in zip(trainer.model.parameters(), plain.model.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(trainer.model.parameters(), plain.model.parameters(), strict=True)
     )
 
 
@@ -629,7 +630,8 @@ def test_a_checkpoint_cut_off_by_a_kill_is_passed_over(bench, tmp_path):
     )
     again = fine_tune(load_classifier(source, 2, 41)[0], train, tokenizer, config, tmp_path)
     assert all(
-        torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True)
     )
 
 
