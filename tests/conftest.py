@@ -45,6 +45,14 @@ def command(*words, cwd=ROOT, env=None, **kw):
     )
 
 
+def cell_outputs(nb, kind=None):
+    "Outputs of a notebook, of one type or of all"
+    found = []
+    for cell in nb.cells:
+        found += cell.get("outputs", [])
+    return [o for o in found if kind in (None, o.output_type)]
+
+
 def committed_files():
     "Records under version control; all there are where git does not answer"
     words = ["git", "ls-files", STUDY.relative_to(ROOT)]

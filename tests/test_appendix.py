@@ -1,4 +1,4 @@
-"The appendix in a real browser: every page opens, links lead somewhere, no figure is missing, nothing is wider than a phone."
+"The appendix in a real browser: pages open, links lead somewhere, figures load, a phone suffices."
 
 import functools
 import html
@@ -23,14 +23,23 @@ const open = p => new Promise(done => { f.onload = () => done(f.contentDocument)
   while (todo.length) {
     const p = todo.pop(); if (found[p]) continue;
     const d = await open(p);
-    const links = [...d.querySelectorAll("a[href]")].map(a => a.getAttribute("href")).filter(h => !/^([a-z]+:|#)/.test(h));
-    found[p] = { title: d.title, wide: d.scrollingElement.scrollWidth, images: d.images.length,
-      broken: [...d.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.getAttribute("src").slice(0, 80)),
-      lost: links.filter(h => h.includes("#") && !h.startsWith("files/") && h.split("#")[0] === p && !d.getElementById(decodeURIComponent(h.split("#")[1]))),
-      links: [...new Set(links.map(h => h.split("#")[0]))], outside: performance.getEntriesByType("resource").filter(r => !r.name.startsWith(location.origin)).map(r => r.name) };
+    const hrefs = [...d.querySelectorAll("a[href]")].map(a => a.getAttribute("href"));
+    const links = hrefs.filter(h => !/^([a-z]+:|#)/.test(h));
+    const broken = [...d.images].filter(i => !i.complete || !i.naturalWidth);
+    const anchors = links.filter(h => h.includes("#") && !h.startsWith("files/"));
+    const here = anchors.map(h => h.split("#")).filter(([page]) => page === p);
+    const loaded = performance.getEntriesByType("resource").map(r => r.name);
+    found[p] = {
+      title: d.title, wide: d.scrollingElement.scrollWidth, images: d.images.length,
+      broken: broken.map(i => i.getAttribute("src").slice(0, 80)),
+      lost: here.filter(([, id]) => !d.getElementById(decodeURIComponent(id))),
+      links: [...new Set(links.map(h => h.split("#")[0]))],
+      outside: loaded.filter(name => !name.startsWith(location.origin)),
+    };
     todo.push(...found[p].links.filter(h => h.endsWith(".html")));
   }
-  document.body.innerHTML = "<pre id=out></pre>"; document.getElementById("out").textContent = JSON.stringify(found);
+  document.body.innerHTML = "<pre id=out></pre>";
+  document.getElementById("out").textContent = JSON.stringify(found);
 })();
 </script></body>"""
 

@@ -1,5 +1,6 @@
-"The claims: worlds in which they are wrong, records that vanish, strange input, and what is frozen."
+"The claims: worlds in which they are wrong, lost records, strange input, and what is frozen."
 
+import itertools
 import json
 import re
 import shutil
@@ -56,7 +57,8 @@ BITS = {"dense": 16.0, "sparse 0.6": 7.4, "sparse 0.8": 4.2, "4 bits": 4.3}
 
 def task(name, share, rng, conditions=EVERY, seeds=(41, 42), n=400, **more):
     "Runs of two classes; share(condition) is the accuracy, or an array of what is right (n,)"
-    runs = [Run(c, "", s) for c in ("dense", *conditions) for s in seeds]
+    pairs = itertools.product(("dense", *conditions), seeds)
+    runs = [Run(c, "", s) for c, s in pairs]
     if len(seeds) > 1:
         runs.append(Run("dense", "", 43))
     labels, strength = np.arange(n) % 2, rng.normal(size=n)

@@ -1,5 +1,6 @@
-"Calibrated pruning and quantization against naive float64 oracles, on every kind of model, and on the packaged decoder."
+"Calibrated pruning and quantization against naive float64 oracles, on every kind of model."
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -121,7 +122,7 @@ def words(n=6, length=12, seed=0):
 
 
 def inputs_of(model, text):
-    "Name of each prunable weight -> (tokens, inputs) float64 that its layers receive in a plain pass"
+    "Name of each prunable weight -> (tokens, inputs) float64 of its layers in a plain pass"
     weights, found, hooks = {id(w.param): w.name for w in prunable(model)}, {}, []
     for m in model.modules():
         if isinstance(m, (torch.nn.Linear, Conv1D)) and id(m.weight) in weights:
@@ -170,7 +171,8 @@ def test_wanda_equals_the_formula_in_every_family(family, dtype):
     inputs = inputs_of(model, text)
     oriented = {w.name: w for w in prunable(model)}
     blocks = {}
-    for name in found:  # "decoder.layers.1.fc1.weight" belongs to block "decoder.layers.1", "decoder.project_in.weight" to none
+    # decoder.layers.1.fc1.weight belongs to decoder.layers.1, decoder.project_in.weight to no block
+    for name in found:
         block = re.match(r"(.*?\.\d+)\.", name)
         blocks.setdefault(block[1] if block else None, []).append(name)
     for block in sorted(blocks, key=lambda b: b is None):  # what is in no block comes last
@@ -189,8 +191,17 @@ def test_wanda_equals_the_formula_in_every_family(family, dtype):
     ), different
 
 
+def norms_of(model, text, **how):
+    "Name of each prunable weight -> the norms of its inputs as `walk` finds them"
+    found = {}
+    for *_, groups in walk(model, text, prunable(model), "norms", **how):
+        for weights, value in groups:
+            found |= {w.name: value for w in weights}
+    return found
+
+
 def naive_obs(W, H, keep_of, damping=0.01):
-    "Optimal brain surgeon in float64, one column after another, each time with the inverse of the Hessian of the columns still free"
+    "Optimal brain surgeon in float64, column by column, inverting the Hessian of the rest anew"
     W, H = W.double().clone(), H.double().clone()
     H.diagonal().add_(damping * H.diagonal().mean())
     n = W.shape[1]
@@ -284,11 +295,8 @@ def test_every_method_on_every_family(family, dtype, ties):
         dict(method="gptq", bits=4, symmetric=True),
     ):
         model = tiny(family, dtype, ties)
-        others = {
-            n: p.clone()
-            for n, p in model.named_parameters()
-            if n not in {w.name for w in prunable(model)}
-        }
+        names = {w.name for w in prunable(model)}
+        others = {n: p.clone() for n, p in model.named_parameters() if n not in names}
         report = compress(model, **how, calibration=words(), precision="fp32", progress=False)
         assert report.certificate["violations"] == 0
         assert report.certificate["size"] == sum(w.param.numel() for w in prunable(model))
@@ -377,7 +385,8 @@ def test_rounding_equals_torchao(bits, monkeypatch):
     monkeypatch.setenv("TORCHAO_SKIP_LOADING_SO_FILES", "1")
     q = pytest.importorskip(
         "torchao.quantization.quant_primitives",
-        reason="torchao is not among the requirements (transformers loads it wherever it is installed); install torchao==0.18.0 to compare",
+        reason="torchao is not among the requirements, since transformers loads it wherever it is "
+        "installed; install torchao==0.18.0 to compare",
     )
     W = torch.randn(32, 128, generator=torch.Generator().manual_seed(bits))
     ours, block = quantize(W, Grid(bits, 32)), (1, 32)
@@ -495,7 +504,7 @@ def test_large_weights_are_finite(dtype):
 
 
 def test_what_happens_between_blocks_is_noticed():
-    "A model that is not a chain of its blocks, or calls a layer twice with different inputs, is measured as it is."
+    "A model that is no chain of its blocks, or calls a layer twice, is measured as it is."
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
     for extra in (
@@ -511,12 +520,9 @@ def test_what_happens_between_blocks_is_noticed():
         model = DebertaV2ForSequenceClassification(
             DebertaV2Config(**SMALL, type_vocab_size=0, **extra)
         ).eval()
-        text, seen = words(), {}
-        weights = prunable(model)
-        for _, _, _, groups in walk(model, text, weights, "norms"):
-            seen |= {w.name: value for ws, value in groups for w in ws}
-        expected = inputs_of(model, text)
-        for w in weights:
+        text = words()
+        seen, expected = norms_of(model, text), inputs_of(model, text)
+        for w in prunable(model):
             assert torch.allclose(seen[w.name], expected[w.name].norm(dim=0), rtol=1e-5), (
                 extra,
                 w.name,
@@ -526,12 +532,7 @@ def test_what_happens_between_blocks_is_noticed():
 def test_weights_shared_by_two_blocks_are_judged_by_both():
     model = tiny("llama")
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
-    found = {
-        w.name: value
-        for *_, groups in walk(model, words(), prunable(model), "norms")
-        for ws, value in groups
-        for w in ws
-    }
+    found = norms_of(model, words())
     inputs = []
     hooks = [
         layer.mlp.up_proj.register_forward_pre_hook(
@@ -585,12 +586,7 @@ def test_a_block_is_left_when_all_its_inputs_are_known():
     for ids in text.input_ids.split(2):
         model(input_ids=ids)
     limit = sorted(seen)[1]  # open for one of the three batches
-    found = {
-        w.name: value
-        for *_, groups in walk(model, text, prunable(model), "norms", batch_size=2)
-        for ws, value in groups
-        for w in ws
-    }
+    found = norms_of(model, text, batch_size=2)
     parts = [inputs_of(model, Calibration(b, {})) for b in text.input_ids.split(2)]
     for name, value in found.items():
         assert torch.allclose(
@@ -600,15 +596,7 @@ def test_a_block_is_left_when_all_its_inputs_are_known():
 
 
 def test_float64_inputs_are_left_alone():
-    single, double = (
-        {
-            w.name: v
-            for *_, groups in walk(m, words(), prunable(m), "norms")
-            for ws, v in groups
-            for w in ws
-        }
-        for m in (tiny("llama"), tiny("llama", torch.float64))
-    )
+    single, double = (norms_of(tiny("llama", t), words()) for t in (torch.float32, torch.float64))
     assert all(torch.allclose(single[n], double[n], rtol=1e-4) for n in single)
 
 
@@ -719,24 +707,21 @@ def test_perplexity_is_ordered_on_the_packaged_decoder(decoder):
         assert d.mean() > 2 * d.std(ddof=1) / len(d) ** 0.5, (better, worse, d.mean())
 
 
+def output_error(W, new, H):
+    "The output's squared error per token, tr((W - new) H (W - new)^T)"
+    return float(((W - new) @ H * (W - new)).sum())
+
+
 def test_sparsegpt_disturbs_a_real_layer_less_than_magnitude(decoder):
     source, text, _ = decoder
     model = load_decoder(source)
-    *_, (block, _, _, groups) = (
-        s for s, _ in zip(walk(model, text, prunable(model), "hessian"), range(2), strict=True)
-    )
+    *_, (block, _, _, groups) = itertools.islice(walk(model, text, prunable(model), "hessian"), 2)
     for weights, H in groups:
         for w in weights:
             W = w.oriented(w.param.detach()).float()
             target = Target(sparsity=0.5, per="layer")
 
-            def error(new):
-                return float(
-                    ((W - new) @ H * (W - new)).sum()
-                )  # the output's squared error, per token
-
-            assert (
-                error(sparsegpt([W], H, target)[1][0])
-                < error(W * wanda([W], H.diagonal().sqrt(), target)[0][0]) * 1.001
-                < error(W * target.select([W.abs()])[0][0]) * 1.001
-            ), w.name
+            obs = output_error(W, sparsegpt([W], H, target)[1][0], H)
+            by_norm = output_error(W, W * wanda([W], H.diagonal().sqrt(), target)[0][0], H)
+            by_magnitude = output_error(W, W * target.select([W.abs()])[0][0], H)
+            assert obs < by_norm * 1.001 < by_magnitude * 1.001, w.name

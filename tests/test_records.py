@@ -1,5 +1,6 @@
 "The committed records: intact, certified, and what the README says follows from them."
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -10,7 +11,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from conftest import ROOT, STUDY, command
+from conftest import ROOT, STUDY, cell_outputs, command
 from matplotlib.testing.compare import compare_images
 
 from junkdna_nb.base.experiments import EXPERIMENTS, closing_lines, get_experiment
@@ -54,10 +55,10 @@ def test_every_record_is_a_point_of_the_study(records):
     grids = [
         read_grid(ROOT / "nbs/configs" / name)[0] for name in ("study.yaml", "confirmatory.yaml")
     ]
-    known = [p.config for points in grids for p in points] + [
-        get_experiment(e).make() for e in EXPERIMENTS
-    ]
-    known = {key(c) for config in known for c in (config, config.baseline()) if c}
+    known = [get_experiment(e).make() for e in EXPERIMENTS]
+    known += [p.config for p in itertools.chain(*grids)]
+    known += [config.baseline() for config in known]
+    known = {key(c) for c in known if c}
     made = [(r["name"], get_experiment(r["experiment"]).make(**r["config"])) for r in records]
     assert not [name for name, config in made if key(config) not in known]
 
@@ -77,13 +78,8 @@ def test_every_certificate_agrees_with_its_configuration(records):
     seen = Counter()
     for r in records:
         c, certificate = r["config"], r.get("certificate")
-        mode = c.get("mode") or (
-            "dense"
-            if c["method"] == "none"
-            else "quantized"
-            if c["method"] in ("rtn", "gptq")
-            else "sparse"
-        )
+        of_method = {"none": "dense", "rtn": "quantized", "gptq": "quantized"}
+        mode = c.get("mode") or of_method.get(c["method"], "sparse")
         seen[mode] += 1
         if mode == "dense":
             assert not certificate, r["name"]
@@ -186,7 +182,7 @@ def test_what_the_analysis_notebooks_show_follows_from_the_records(rendered):
 
 def test_the_analysis_notebooks_judge_every_primary_claim(rendered):
     "Under its figure every primary claim has a sentence for new tasks and for tasks seen before"
-    shown = [line for made in rendered[0].values() for line in words(made)]
+    shown = list(itertools.chain(*map(words, rendered[0].values())))
     for claim in CLAIMS.values():
         if claim.role == "primary":
             for population in ("new tasks", "tasks seen before"):
@@ -248,7 +244,7 @@ def test_every_experiment_has_an_executed_notebook():
         ]
         assert found, name
         for path in found:
-            outputs = [o for c in nbformat.read(path, 4).cells for o in c.get("outputs", ())]
+            outputs = cell_outputs(nbformat.read(path, 4))
             assert any("image/png" in o.get("data", {}) for o in outputs) and not any(
                 o.output_type == "error" or "Warning" in o.get("text", "") for o in outputs
             ), path

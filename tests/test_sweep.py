@@ -70,7 +70,7 @@ def family(pid):
 
 
 def kinds(pid):
-    "The processes of a sweep by what they are; a fork looks like its parent, so depth below the warm process tells"
+    "The processes of a sweep by kind; a fork looks like its parent, depth below the warm one tells"
     found = dict(worker=[], warm=[], run=[], kernel=[])
 
     def walk(p, depth):
@@ -118,9 +118,8 @@ def contents(runs):
 
 def assert_tidy(runs):
     "No half-written file, no lock, no notebook of a failed run, nothing without a record"
-    for path in runs.rglob(
-        "*.failed.ipynb"
-    ):  # of a run killed when its record was there and its notebook was not finished: the only one there is
+    # The only one there may be: of a run killed between its record and the end of its notebook.
+    for path in runs.rglob("*.failed.ipynb"):
         assert not path.with_name(path.name.replace(".failed", "")).exists()
         path.unlink()
     names = {Path(p).stem for p in load_runs().path}
@@ -181,7 +180,7 @@ def test_two_sweeps_at_once_do_the_work_once(undisturbed):
 
 
 def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
-    "kill -9 of kernels, runs' processes, warm processes and workers, then of the sweep itself, each at random moments"
+    "kill -9 of kernels, runs, warm processes and workers, then of the sweep, at random moments"
     rng = random.Random()
     seed = rng.randrange(10**6)
     print("seed", seed)
@@ -192,10 +191,10 @@ def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
         if p.poll() is not None:
             break
         time.sleep(rng.uniform(0, 4))
-        try:
-            rng.choice(wait_for(lambda: p.poll() is not None or kinds(p.pid)[kind], 30)).kill()
-        except (TypeError, psutil.NoSuchProcess, AssertionError):
-            pass  # the sweep, or that process, ended first
+        # The sweep, or that process, may end first.
+        with contextlib.suppress(TypeError, psutil.NoSuchProcess, AssertionError):
+            there = wait_for(lambda kind=kind: p.poll() is not None or kinds(p.pid)[kind], 30)
+            rng.choice(there).kill()
     told = p.communicate(timeout=300)[0]
     assert p.returncode in (0, 1), told
     for path in load_runs(status="failed").path:
@@ -211,7 +210,8 @@ def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
         left = family(p.pid)
         p.kill()
         p.communicate()
-        wait_for(lambda: not any(map(alive, left)), 120)  # nothing goes on without it
+        # Nothing goes on without it.
+        wait_for(lambda left=left: not any(map(alive, left)), 120)
         for path in load_runs().path:
             load_items(load_record(path))
     done = command(*words)
@@ -236,7 +236,7 @@ def dask(*words):
 
 
 def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monkeypatch):
-    "The documented commands; the smoke grid with a worker killed on the way; then the scheduler is killed and another one takes over"
+    "The documented commands; a worker is killed, then the scheduler, and another takes over"
 
     def cluster(port):
         scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
@@ -322,7 +322,7 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monk
 
 
 def test_failures_are_recorded_and_the_sweep_goes_on(runs, tmp_path):
-    "A run that cannot work, one that takes too long, one whose dense baseline fails; then only the failed ones again"
+    "A run that cannot work, one too long, one whose baseline fails; then only the failed again"
     path = tmp_path / "grid.yaml"
     path.write_text("""
 blocks:
@@ -414,7 +414,7 @@ def test_control_c(runs, grid):
 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_run_that_is_stopped_leaves_nothing(runs, early):
-    "As when Ctrl-C comes before the sweep has heard that the run began, or while the warm process still imports"
+    "As when Ctrl-C comes before the sweep has heard of the run, or while the warm process imports"
     slot, told = Slot(1), []
 
     def begun():
@@ -519,31 +519,52 @@ def test_full_disk_and_read_only_folder(runs, tmp_path, monkeypatch):
         subprocess.run(["umount", folder])
 
 
-BAD = {
-    "blocks:\n  a:\n    experiment: 02_glu\n": "3: unknown experiment '02_glu'; did you mean '02_glue'?",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {sparsty: 0.5}\n": "4: unknown parameter 'sparsty' of 02_glue; did you mean 'sparsity'?",
-    "blocks:\n  a:\n    experiment: 02_glue\n    cross:\n      epochs: [1, two]\n": "5: block 'a': epochs='two' is not a whole number",
-    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {sparsity: []}\n": "4: sparsity is empty",
-    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {seed: [1, 2, 1]}\n": "4: seed=1 is listed twice",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {seed: 1}\n    fixed: {seed: 2}\n": "5: 'fixed' is given twice in block 'a'",
-    "- a\n- list\n": "1: a grid is not a mapping",
-    "": "1: a grid is not a mapping",
-    "blocks:\n  a:\n    experiment: /etc/02_glue\n": "3: experiment='/etc/02_glue' lies outside the project",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {method: wanda, calibration: /etc/hosts.txt}\n": "4: calibration='/etc/hosts.txt' lies outside the project",
-    "blocks: {a: [}\n": "1: not YAML",
-    "blocks:\n  a:\n    experiment: 02_glue\n    exclude:\n    - {}\n": "5: an exclusion is empty",
-    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {mode: [dense, sparse]}\n    exclude:\n    - {mode: [dense, spare]}\n": "6: this exclusion excludes no point of block 'a' with mode='spare'",
-    "blocks:\n  a:\n    experiment: 02_glue\n    zip: {}\n": "4: 'zip' is empty",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {seed: !!int ''}\n": "4: cannot be read",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {dynamics: !!bool maybe}\n": "4: cannot be read",
-    "blocks:\n  a:\n    <<: {experiment: 02_glue}\n": "3: merge keys (<<) are not supported",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {method: wanda, calibration: nowhere.txt}\n": "4: calibration='nowhere.txt' is no file of the project",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed:\n      pattern: nm\n      n_kept: 9\n": "6: block 'a': n_kept=9 of m_group=8 is impossible",
-}
+def block(*lines, experiment="02_glue"):
+    "A grid of one block with these lines in it"
+    lines = ["blocks:", "  a:", f"    experiment: {experiment}", *map("    {}".format, lines)]
+    return "\n".join([*lines, ""])
+
+
+BAD = [
+    ("3: unknown experiment '02_glu'; did you mean '02_glue'?", block(experiment="02_glu")),
+    (
+        "4: unknown parameter 'sparsty' of 02_glue; did you mean 'sparsity'?",
+        block("fixed: {sparsty: 0.5}"),
+    ),
+    ("5: block 'a': epochs='two' is not a whole number", block("cross:", "  epochs: [1, two]")),
+    ("4: sparsity is empty", block("cross: {sparsity: []}")),
+    ("4: seed=1 is listed twice", block("cross: {seed: [1, 2, 1]}")),
+    ("5: 'fixed' is given twice in block 'a'", block("fixed: {seed: 1}", "fixed: {seed: 2}")),
+    ("1: a grid is not a mapping", "- a\n- list\n"),
+    ("1: a grid is not a mapping", ""),
+    ("3: experiment='/etc/02_glue' lies outside the project", block(experiment="/etc/02_glue")),
+    (
+        "4: calibration='/etc/hosts.txt' lies outside the project",
+        block("fixed: {method: wanda, calibration: /etc/hosts.txt}"),
+    ),
+    ("1: not YAML", "blocks: {a: [}\n"),
+    ("5: an exclusion is empty", block("exclude:", "- {}")),
+    (
+        "6: this exclusion excludes no point of block 'a' with mode='spare'",
+        block("cross: {mode: [dense, sparse]}", "exclude:", "- {mode: [dense, spare]}"),
+    ),
+    ("4: 'zip' is empty", block("zip: {}")),
+    ("4: cannot be read", block("fixed: {seed: !!int ''}")),
+    ("4: cannot be read", block("fixed: {dynamics: !!bool maybe}")),
+    ("3: merge keys (<<) are not supported", "blocks:\n  a:\n    <<: {experiment: 02_glue}\n"),
+    (
+        "4: calibration='nowhere.txt' is no file of the project",
+        block("fixed: {method: wanda, calibration: nowhere.txt}"),
+    ),
+    (
+        "6: block 'a': n_kept=9 of m_group=8 is impossible",
+        block("fixed:", "  pattern: nm", "  n_kept: 9"),
+    ),
+]
 
 
 @pytest.mark.parametrize(
-    "text,message", BAD.items(), ids=[m.split(":", 1)[1][1:30] for m in BAD.values()]
+    "message,text", BAD, ids=[message.split(":", 1)[1][1:30] for message, _ in BAD]
 )
 def test_bad_grids_are_one_line_with_the_place(tmp_path, capsys, text, message):
     from junkdna_nb.machinery.cli import main
@@ -575,9 +596,8 @@ def test_wrong_options_are_one_line(grid, capsys):
 def test_the_grids_of_the_project_are_valid(name):
     points, _ = read_grid(ROOT / "nbs" / "configs" / f"{name}.yaml")
     todo, rest = make_plan(points)
-    assert not rest and all(
-        t.needed == 0 for t in todo[sum(t.config.baseline() is None for t in todo) :]
-    ), "baselines come first"
+    baselines = sum(t.config.baseline() is None for t in todo)
+    assert not rest and all(t.needed == 0 for t in todo[baselines:]), "baselines come first"
     assert {t.config.digest for t in todo} >= {t.baseline for t in todo if t.baseline}
     if name == "smoke":
         assert {p.config.experiment for p in points} == {
@@ -590,7 +610,7 @@ def test_the_grids_of_the_project_are_valid(name):
 
 
 def test_what_enters_the_digest(tmp_path, monkeypatch):
-    "The content of mirrored data does; names of folders and times do not; no mirror is another source"
+    "The content of mirrored data does; folder names and times do not; no mirror is another source"
     folder = tmp_path / "one" / "nyu-mll" / "glue" / "rte"
     folder.mkdir(parents=True)
     (folder / "train.parquet").write_bytes(b"some rows")
@@ -638,10 +658,10 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
             check=True,
         ).stdout
 
-    first, file = tell(), package / "pruning.py"
+    first, file = tell(), package / "compression" / "pruning.py"
     file.write_text("# a comment\n" + file.read_text())
     assert tell() == first
-    (package / "sweep.py").write_text("x = 1\n")
+    (package / "machinery" / "sweep.py").write_text("x = 1\n")
     assert tell() == first, "a module that cannot change results"
     (package / "evidence" / "claims.py").write_text("x = 1\n")
     assert tell() == first, "a chapter that cannot change results"
@@ -656,7 +676,7 @@ def test_stale_and_forced(runs, grid, undisturbed):
     "Plans on the records of the undisturbed sweep, written by hand into a folder of their own"
     folder = runs / "02_glue"
     folder.mkdir(parents=True)
-    for record, items in undisturbed[1].values():
+    for record, _ in undisturbed[1].values():
         (folder / f"{record['name']}.json").write_text(
             json.dumps(
                 {
@@ -692,14 +712,21 @@ def test_stale_and_forced(runs, grid, undisturbed):
 def test_numbers_of_an_exclusion_may_be_written_in_any_way(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
-        "blocks:\n  a:\n    experiment: 02_glue\n    cross: {learning_rate: [1e-4, 5e-5]}\n    exclude:\n    - {learning_rate: 0.0001}\n"
+        "blocks:\n  a:\n    experiment: 02_glue\n    cross: {learning_rate: [1e-4, 5e-5]}\n"
+        "    exclude:\n    - {learning_rate: 0.0001}\n"
     )
     assert [p.config.learning_rate for p in read_grid(path)[0]] == [5e-5]
 
 
 def test_a_claim_is_dropped_by_a_kill(runs):
     config = GlueConfig()
-    code = "import time; from junkdna_nb.base.experiments import GlueConfig; from junkdna_nb.machinery.runner import claim\nwith claim(GlueConfig()): print('mine', flush=True); time.sleep(60)"
+    code = """import time
+from junkdna_nb.base.experiments import GlueConfig
+from junkdna_nb.machinery.runner import claim
+with claim(GlueConfig()):
+    print('mine', flush=True)
+    time.sleep(60)
+"""
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "mine\n"
 

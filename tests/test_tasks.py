@@ -1,8 +1,10 @@
 "The table of tasks; metrics and human scores against hand-computed values; own tasks; subsets."
 
 import csv
+import itertools
 import json
 import math
+import operator
 from collections import Counter
 
 import numpy as np
@@ -113,18 +115,15 @@ def test_standard_errors_against_theory():
 @pytest.mark.parametrize("name", [t for t in TASKS if TASKS[t].package])
 def test_packaged_tasks(name):
     data = load_task(name)
-    ids = {
-        s: [r["id"] for r in rows]
-        for s, rows in dict(train=data.train, validation=data.evals[""]).items()
-    }
-    assert not set(ids["train"]) & set(ids["validation"]) and len(set(ids["train"])) == len(
-        ids["train"]
-    )
+    train, validation = data.train, data.evals[""]
+    ids = {r["id"] for r in train}
+    assert len(ids) == len(train) and not ids & {r["id"] for r in validation}
+    text = operator.itemgetter(*data.task.text)
 
-    def text(rows):
-        return {tuple(r[c].casefold() for c in data.task.text) for r in rows}
+    def texts(rows):
+        return {str(text(r)).casefold() for r in rows}
 
-    assert not text(data.train) & text(data.evals[""]), "no text stands on both sides"
+    assert not texts(train) & texts(validation), "no text stands on both sides"
     if name in ("product", "editorial"):
 
         def document(rows):
@@ -135,7 +134,7 @@ def test_packaged_tasks(name):
     assert (
         0.15 < share < 0.25
         and all(r["label"] in (0, 1) for r in data.train)
-        and all(v.strip() for r in data.train[:50] for c in data.task.text for v in [r[c]])
+        and all(r[c].strip() for r, c in itertools.product(data.train[:50], data.task.text))
     )
     assert load_task(name).fingerprint == data.fingerprint
     if data.task.category == "sentiment":
@@ -223,7 +222,7 @@ def test_every_task_loads_from_the_mirror(mirror):
         assert data.sizes["train_available"] == counts[*place, split], name
         assert data.sizes["eval_available"] == counts[*place, task.validation[""][0]], name
         rows = data.train + data.evals[""]
-        assert all(r[c].strip() for r in rows for c in task.text), name
+        assert all(r[c].strip() for r, c in itertools.product(rows, task.text)), name
         if task.labels:
             assert {r["label"] for r in rows} <= set(range(len(task.labels))), name
         if task.ratings:
@@ -420,7 +419,8 @@ def test_digest_follows_own_data_and_row(own):
 BAD_ROWS = {
     "lables: [bad, good]": "lables: unknown key; did you mean 'label.*allowed: hub|category",
     "metric: acuracy": "metric: unknown 'acuracy'; did you mean 'accuracy'",
-    "metric: pearson": "metric: 'pearson' needs scores and the row has 2 classes .allowed: accuracy",
+    "metric: pearson": "metric: 'pearson' needs scores and the row has 2 classes "
+    ".allowed: accuracy",
     "labels: [bad, fair, good]\n  metric: f1": "'f1' needs two classes and the row has 3",
     "labels: [false, true]": "labels: .False, True. does not fit .*in quotes",
     "labels: [worse, better]": "labels: 'bad' in column 'label' .allowed: worse, better, or 0",

@@ -1,5 +1,7 @@
 "The four modes kept exact through real training of a real model on real sentences."
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -32,8 +34,8 @@ def bench():
     return source, tokenizer, encode(data.train, TASKS["movie"].text, tokenizer, 24)
 
 
-def stock_trainer(bench, folder, mode, masks_of=dict(sparsity=0.7), exact=True, **kw):
-    "The Trainer as it comes, with the callback added in the two lines that the documentation promises"
+def stock_trainer(bench, folder, mode, masks_of=None, exact=True, **kw):
+    "The Trainer as it comes, with the callback added in the two lines that are documented"
     source, tokenizer, train = bench
     model, fresh = load_classifier(source, 2, 41)
     args = TrainingArguments(
@@ -59,7 +61,7 @@ def stock_trainer(bench, folder, mode, masks_of=dict(sparsity=0.7), exact=True, 
         train_dataset=train.remove_columns("length"),
         data_collator=DataCollatorWithPadding(tokenizer),
     )
-    masks = make_masks(model, fresh=fresh, **masks_of)
+    masks = make_masks(model, fresh=fresh, **(masks_of or dict(sparsity=0.7)))
     callback = MaskCallback(masks, mode, exact)
     trainer.add_callback(callback)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -67,7 +69,7 @@ def stock_trainer(bench, folder, mode, masks_of=dict(sparsity=0.7), exact=True, 
 
 
 HARD = [
-    dict(),
+    {},
     dict(weight_decay=0.1),
     dict(weight_decay=0.1, gradient_accumulation_steps=2),
     dict(weight_decay=0.1, bf16=True),
@@ -260,7 +262,9 @@ def test_equal_steps_whatever_the_share(bench, tmp_path, monkeypatch):
         config = GlueConfig(**SMALL, mode="dense", steps=9, data_share=share)
         model, _ = load_classifier(source, 2, config.seed)
         look = Rates()
-        monkeypatch.setattr("junkdna_nb.transfer.finetuning.Progress", lambda label: look)
+        monkeypatch.setattr(
+            "junkdna_nb.transfer.finetuning.Progress", lambda label, look=look: look
+        )
         part = train.select(range(round(48 * share)))
         trainer = fine_tune(model, part, tokenizer, config, tmp_path / str(share), precision="fp32")
         assert trainer.state.global_step == 9
@@ -561,7 +565,7 @@ def test_words_are_nested_and_in_their_order():
             rest = iter(words)
             assert all(word in rest for word in part), "a subsequence of the text"
         shares = list(kept)
-        for less, more in zip(shares, shares[1:], strict=True):
+        for less, more in itertools.pairwise(shares):
             rest = iter(kept[more])
             assert all(word in rest for word in kept[less]), f"{less} is nested in {more}"
 
@@ -678,7 +682,7 @@ def test_a_baseline_without_its_items_is_trained_again(runs, capsys):
 
 @pytest.mark.parametrize("recipe", ["default", "reference"])
 def test_the_papers_architecture_from_a_mirror_folder(runs, tmp_path, monkeypatch, recipe):
-    "A RoBERTa in the hub's layout under its hub name (small and untrained: the road is tested, not the result)"
+    "A small untrained RoBERTa in the hub's layout under its hub name: resolved, pruned, trained"
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
