@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['MODES', 'GRANULARITY_NAMES', 'METHOD_GRANULARITIES', 'METHOD_NAMES', 'QUANTIZER_NAMES', 'CALIBRATED', 'RECIPES',
-           'SCORE_NAMES', 'TEMPLATES', 'EXPERIMENTS', 'Compressed', 'GlueConfig', 'DecoderConfig', 'OptionsConfig',
-           'ContextConfig', 'ShotsConfig', 'FormatConfig', 'get_experiment', 'closing_lines']
+           'SCORE_NAMES', 'TEMPLATES', 'Compressed', 'GlueConfig', 'DecoderConfig', 'OptionsConfig', 'ContextConfig',
+           'ShotsConfig', 'FormatConfig', 'get_experiment', 'closing_lines']
 
 # %% ../../nbs/18_experiments.ipynb #0ad132a8
 import dataclasses, re
 from dataclasses import dataclass
 from pathlib import Path
-from .config import Config, StudyError, param
+from .config import EXPERIMENTS, Config, StudyError, param, registered, unknown
 from .storage import find_file, sha256_file
 from .models import check_model_name, model_version
 from .questions import QUESTIONS, question_version
@@ -126,7 +126,7 @@ class GlueConfig(Compressed):
         return names if self.prunes else names | {'method', *_TEXT}
 
     def data_version(self): return task_version(self.task)
-    def baseline(self): return None if self.mode == 'dense' else self.but(mode='dense')
+    def baseline(self): return None if self.mode == 'dense' else self.replace(mode='dense')
 
     def slug(self):
         how = [] if self.mode == 'dense' else [self.amount()] if self.rounds else [self.method, self.amount()]
@@ -183,7 +183,7 @@ class DecoderConfig(Compressed):
 
     def canonical(self): return super().canonical() | ({self.axis: self.levels} if self.axis else {})
     def data_version(self): return question_version(self.task)
-    def baseline(self): return None if self.method == 'none' else self.but(method='none')
+    def baseline(self): return None if self.method == 'none' else self.replace(method='none')
     def slug(self):
         how = [] if self.method == 'none' else [self.amount()]
         return [self.task, *([] if self.kind == 'all' else [self.kind]), self.model, 'dense' if self.method == 'none' else self.method, *how, *([] if self.template == 'plain' else [self.template]), *([f'draw{self.distractors}'] if self.distractors else []), f'seed{self.seed}']
@@ -241,7 +241,7 @@ class FormatConfig(DecoderConfig):
     def levels(self): return ['choice', 'open']
 
 # %% ../../nbs/18_experiments.ipynb #9f9ff3f8
-EXPERIMENTS = {c.experiment: c for c in (GlueConfig, OptionsConfig, ContextConfig, ShotsConfig, FormatConfig)}
+for c in (GlueConfig, OptionsConfig, ContextConfig, ShotsConfig, FormatConfig): registered(c)
 
 def get_experiment(name:str  # notebook name, with or without path and `.ipynb`
     ) -> type:
