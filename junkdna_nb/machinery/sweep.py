@@ -32,7 +32,7 @@ from junkdna_nb.base.storage import (
 )
 from ..base.experiments import get_experiment
 from .runner import claim, record_failure
-from .warm import Slot
+from .warm import run_isolated
 
 # %% ../../nbs/53_sweep.ipynb #a4f4ce0b
 def _client(scheduler):
@@ -73,11 +73,8 @@ def cluster_precision(scheduler:str,         # address
     return found[0]
 
 # %% ../../nbs/53_sweep.ipynb #0b24ed5d
-_slots = {}
-
 def _on_worker(request, baseline=None):
     "What a Dask worker does: one run, in the warm process of its thread"
-    import threading
     from distributed import get_worker
     worker = get_worker()
     tell = lambda event: worker.log_event(request['topic'], dict(event=event, digest=request['digest'], worker=worker.address))
@@ -91,11 +88,9 @@ def _on_worker(request, baseline=None):
             with claim(config): record_failure(config, error)
         return dict(status=baseline['status'], error=error, line='', times=None, bytes=0)
     threads = request['threads'] or max(1, len(os.sched_getaffinity(0))//request['slots'].get(worker.address.split('//')[-1].rsplit(':', 1)[0], 1))
-    key, mine, how = worker.get_current_task(), threading.get_ident(), (threads, request['cold'], request['code'])
-    if mine in _slots and (_slots[mine].threads, _slots[mine].cold, _slots[mine].code) != how: _slots.pop(mine).close()
-    if mine not in _slots: _slots[mine] = Slot(*how)
+    key = worker.get_current_task()
     unwanted = lambda: getattr(worker.state.tasks.get(key), 'state', 'executing') in ('cancelled', 'released', 'forgotten')
-    return {**_slots[mine].run(request, tell, unwanted), 'worker': worker.address, 'threads': threads}
+    return {**run_isolated({**request, 'threads': threads}, tell, unwanted), 'worker': worker.address, 'threads': threads}
 
 def _probe(token, folder, code):
     "On a worker: why it is of no use, or nothing"
