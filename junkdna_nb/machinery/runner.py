@@ -127,6 +127,7 @@ def _execute_cells(engine, nb_man, kernel_name, stdout_file=None, **unused):
     "Execute a notebook up to its first error: the method of a papermill engine"
     listener = _Listener(nb_man, stdout_file)
     client = _start_kernel(listener)
+    nb_man.nb.metadata["language_info"] = client.kernel.language_info
     for index, cell in enumerate(nb_man.nb.cells):
         nb_man.cell_start(cell, index)
         good = cell.cell_type != "code" or _run_cell(client, listener, cell)

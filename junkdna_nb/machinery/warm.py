@@ -37,6 +37,7 @@ def _set_environment(threads):
     "Set what a process reads from its environment when it starts"
     os.environ.update(
         OPENBLAS_NUM_THREADS="1",
+        PYDEVD_DISABLE_FILE_VALIDATION="1",  # a debugger that ipykernel imports would warn
         PYTORCH_NVML_BASED_CUDA_CHECK="1",
         TOKENIZERS_PARALLELISM="false",
     )
@@ -87,6 +88,8 @@ def _work(request, own, environment, events):
     if not request.get("show"):
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    # semaphores without names: a kill leaves none behind
+    multiprocessing.set_start_method("fork", force=True)
     os.environ.clear()
     os.environ.update(environment, TMPDIR=own)
     tempfile.tempdir = None  # read again
