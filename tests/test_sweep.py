@@ -1,4 +1,5 @@
 "Sweeps for real: the installed command, Dask's own commands, real kills at random moments."
+import faulthandler
 import json
 import os
 import random
@@ -18,8 +19,9 @@ from distributed import Client
 
 from junkdna_nb.base.records import load_items, load_record, load_runs
 from junkdna_nb.base.experiments import GlueConfig
-from junkdna_nb.machinery.runner import KernelStartError, claim, run_notebook
-from junkdna_nb.machinery.warm import Slot, Unborn
+from junkdna_nb.machinery import warm
+from junkdna_nb.machinery.runner import claim
+from junkdna_nb.machinery.warm import run_isolated
 from junkdna_nb.machinery.grid import make_plan, read_grid
 
 TINY = dict(max_train=64, max_eval=32, epochs=1, max_length=32)
@@ -60,27 +62,17 @@ def family(pid):
 
 
 def kinds(pid):
-    "The processes of a sweep by what they are; a fork looks like its parent, so depth below the warm process tells"
-    found = dict(worker=[], warm=[], run=[], kernel=[])
-    def walk(p, depth):
-        for child in p.children():
-            words = " ".join(child.cmdline())
-            if words.startswith("git "):   # a kernel asks for the commit
-                continue
-            if depth:
-                found["run" if depth == 1 else "kernel"].append(child)
-                walk(child, depth + 1)
-            elif "junkdna_nb.machinery.warm" in words:
-                found["warm"].append(child)
-                walk(child, 1)
-            else:
-                if "multiprocessing" in words and "resource_tracker" not in words:
-                    found["worker"].append(child)
-                walk(child, 0)
-    try:
-        walk(psutil.Process(pid), 0)
-    except psutil.NoSuchProcess:
-        pass
+    "The processes of a sweep by what they are: Dask's workers, forkservers, and runs, which are forked from those"
+    found = dict(worker=[], warm=[], run=[])
+    for p in family(pid):
+        try:
+            words = " ".join(p.cmdline())
+            if "multiprocessing.forkserver" in words:
+                found["run" if "multiprocessing.forkserver" in " ".join(p.parent().cmdline()) else "warm"].append(p)
+            elif "multiprocessing.spawn" in words:
+                found["worker"].append(p)
+        except (psutil.NoSuchProcess, AttributeError):
+            pass
     return found
 
 
@@ -139,14 +131,14 @@ def test_two_sweeps_at_once_do_the_work_once(undisturbed):
 
 
 def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
-    "kill -9 of kernels, runs' processes, warm processes and workers, then of the sweep itself, each at random moments"
+    "kill -9 of runs, forkservers and workers, then of the sweep itself, each at random moments"
     rng = random.Random()
     seed = rng.randrange(10**6)
     print("seed", seed)
     rng.seed(seed)
     words = ("junkdna", "sweep", grid, "--jobs", 2, "--threads", 1)
     p = start(*words)
-    for kind in rng.sample(["kernel", "run", "warm", "worker", "kernel", "worker"], 6):
+    for kind in rng.sample(["run", "run", "warm", "worker", "run", "worker"], 6):
         if p.poll() is not None:
             break
         time.sleep(rng.uniform(0, 4))
@@ -158,7 +150,7 @@ def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
     assert p.returncode in (0, 1), told
     for path in load_runs(status="failed").path:
         record = load_record(path)
-        assert "killed" in record["error"] or "died" in record["error"] or "did not start" in record["error"], record["error"]
+        assert "was killed" in record["error"], record["error"]
     for _ in range(2):
         p = start(*words)
         time.sleep(rng.uniform(3, 14))
@@ -176,13 +168,17 @@ def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
     assert again.returncode == 0 and "6 done, 0 to run" in again.stdout
 
 
-def test_a_kernel_killed_before_it_began_is_worth_another_try(runs):
-    kernel = Unborn()
-    kernel.kill()
-    kernel.wait()
-    with pytest.raises(KernelStartError, match="did not start"):
-        run_notebook(GlueConfig.make(**TINY), TINY, kernel)
-    assert not len(load_runs(status=None))   # no record: it is tried again
+def test_a_killed_forkserver_costs_nothing(runs):
+    "A run goes on without it, and the next one has a new one"
+    request, killed = dict(experiment="02_glue", params=dict(TINY, mode="dense"), threads=1, force=True), []
+
+    def kill(event):
+        server, = kinds(os.getpid())["warm"]
+        server.kill()
+        killed.append(server.pid)
+
+    assert run_isolated(request, kill)["status"] == "ok"
+    assert run_isolated(request, kill)["status"] == "ok" and len(set(killed)) == 2
 
 
 def dask(*words):
@@ -208,7 +204,7 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monk
         assert none.returncode == 2 and f"error: no worker at tcp://127.0.0.1:{port} offers TPU=1" in none.stderr, none.stderr
         smoke = ("junkdna", "sweep", ROOT / "nbs" / "configs" / "smoke.yaml", *address)
         p = start(*smoke)
-        wait_for(lambda: kinds(workers[0].pid)["kernel"], 90)
+        wait_for(lambda: kinds(workers[0].pid)["run"], 90)
         left = family(workers[0].pid)
         workers[0].kill()
         workers.append(another(port, 2))
@@ -289,7 +285,7 @@ blocks:
 def test_control_c(runs, grid):
     "Once: what runs goes on to its end. The signal reaches every process, as it does in a terminal"
     p = start("junkdna", "sweep", grid, "--jobs", 2, "--threads", 1)
-    wait_for(lambda: kinds(p.pid)["kernel"], 180)
+    wait_for(lambda: kinds(p.pid)["run"], 180)
     time.sleep(1.5)   # until the sweep has heard of it
     left = family(p.pid)
     os.killpg(p.pid, signal.SIGINT)
@@ -302,41 +298,64 @@ def test_control_c(runs, grid):
 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_run_that_is_stopped_leaves_nothing(runs, early):
-    "As when Ctrl-C comes before the sweep has heard that the run began, or while the warm process still imports"
-    slot, told = Slot(1), []
-    begun = lambda: early or slot.process and kinds(os.getpid())["kernel"]
-    try:
-        outcome = slot.run(dict(experiment="02_glue", params=TINY, env=dict(JUNKDNA_RUNS=str(runs))), told.append, begun)
-        assert outcome["status"] == "stopped" and told == ([] if early else ["started"]), (outcome, told)
-        assert not [p for p in runs.rglob("*") if p.is_file()]
-    finally:
-        slot.close()
+    "As when Ctrl-C comes before the sweep has heard that the run began, or in the middle of it"
+    told = []
+    outcome = run_isolated(dict(experiment="02_glue", params=TINY, threads=1), told.append, lambda: early or bool(told))
+    assert outcome["status"] == "stopped" and told == ([] if early else ["started"]), (outcome, told)
+    assert not [p for p in runs.rglob("*") if p.is_file()] and not kinds(os.getpid())["run"]
 
 
-def test_a_warm_process_ends_with_the_one_that_started_it():
-    "While it imports, not only after it"
-    slot = Slot(1)
-    slot._start()
-    warm = slot.process
-    try:
-        wait_for(lambda: "torch" in Path(f"/proc/{warm.pid}/maps").read_text())
-        warm.stdin.close()
-        assert warm.wait(60) == 0 and not warm.stdout.read(), "it was ready first"
-    finally:
-        warm.kill()
-        warm.wait()
+def hang(request, own, environment, events):
+    "In place of a run: native code that never ends and keeps Python's lock"
+    warm._end_with_parent()
+    faulthandler.register(signal.SIGTERM, open(f"{own}/log", "w"), chain=True)
+    events.send("started")
+    re.match("(a+)+$", 60 * "a" + "b")
+
+
+def test_the_time_limit_does_not_depend_on_the_run(runs, monkeypatch):
+    monkeypatch.setattr(warm, "_work", hang)
+    start = time.monotonic()
+    outcome = run_isolated(dict(experiment="02_glue", params=TINY, cold=True, minutes=0.05))
+    assert outcome["error"] == "time limit of 0.05 minutes reached" and time.monotonic() - start < 60
+    record = load_record(load_runs(status="failed").path.item())
+    assert record["error"] == outcome["error"] and any("in hang" in line for line in record["traceback"]), "where it was"
+
+
+PARENT = """
+from junkdna_nb.machinery import warm
+from test_sweep import TINY, hang
+if HANGS:
+    warm._work = hang
+warm.run_isolated(dict(experiment="02_glue", params=TINY, threads=1, cold=HANGS), lambda event: print(event, flush=True))
+"""
+
+
+@pytest.mark.parametrize("moment", ["it imports", "it runs", "native code hangs"])
+def test_nothing_outlives_the_one_that_started_it(runs, moment):
+    "kill -9 while the forkserver imports, while a run is at work, and while native code holds Python's lock"
+    hangs = moment == "native code hangs"
+    p = subprocess.Popen([sys.executable, "-c", PARENT.replace("HANGS", str(hangs))], stdout=subprocess.PIPE, text=True, cwd=ROOT / "tests")
+    if moment == "it imports":
+        server = wait_for(lambda: kinds(p.pid)["warm"])[0]
+        wait_for(lambda: "torch" in Path(f"/proc/{server.pid}/maps").read_text())
+    else:
+        assert p.stdout.readline() == "started\n"
+        time.sleep(0.5)
+    left = family(p.pid)
+    p.kill()
+    p.communicate()
+    wait_for(lambda: not any(map(alive, left)), 60 if moment == "it imports" else 5)   # a forkserver imports to the end
+    assert left and not len(load_runs(status=None))
 
 
 def test_warm_and_cold_runs_are_the_same_to_the_bit(runs, monkeypatch):
     "A fork of a warm process and a new interpreter leave the same record and the same items"
     found = []
     for cold in (False, True):
-        slot, folder = Slot(1, cold), runs / str(cold)
+        folder = runs / str(cold)
         monkeypatch.setenv("JUNKDNA_RUNS", str(folder))
-        try:
-            outcome = slot.run(dict(experiment="02_glue", params=dict(TINY, sparsity=0.5), env=dict(JUNKDNA_RUNS=str(folder))))   # and its dense baseline
-        finally:
-            slot.close()
+        outcome = run_isolated(dict(experiment="02_glue", params=dict(TINY, sparsity=0.5), threads=1, cold=cold))   # and its dense baseline
         assert outcome["status"] == "ok", outcome
         found.append(contents(folder))
     assert found[0] == found[1] and len(found[0]) == 2

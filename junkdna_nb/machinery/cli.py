@@ -26,8 +26,8 @@ from junkdna_nb.base.storage import (
     unheld,
 )
 from ..base.experiments import EXPERIMENTS, closing_lines, get_experiment
-from .runner import claim, relative, run_notebook
-from .warm import THREADS
+from .runner import relative
+from .warm import THREADS, run_shown
 from .grid import estimate, make_plan, read_grid
 from .sweep import cluster_precision, run_tasks
 
@@ -57,9 +57,9 @@ def run(experiment:str,   # name of the notebook, e.g. 02_glue
     told = ' '.join(f'-p {k} {v}' for k, v in params.items())
     print(f"papermill nbs/{config.experiment}.ipynb {relative(runs_dir(config.experiment)/config.name)}.ipynb {told}", flush=True)
     try:
-        with claim(config, lambda: print('another process runs this configuration; waiting for it', flush=True)): record, notebook = run_notebook(config, params, out=sys.stdout)
+        record = run_shown(config, params)
     except StudyError as e: raise Failed(str(e)) from None
-    stem = relative(notebook.with_suffix(''))
+    stem = relative(Path(record['path']).with_suffix(''))
     print('', *closing_lines(record), f"files:  {stem}.ipynb (notebook), .json (record), .parquet (items), .png (figure)", sep='\n')
 
 # %% ../../nbs/55_cli.ipynb #b5cf40c0
@@ -327,7 +327,7 @@ def rerun(digest:str,        # its first digits, as `junkdna runs` shows them
         told = dict(JUNKDNA_RUNS=d) | {k: str(old['environment']['threads']) for k in THREADS}   # sums depend on the number of threads
         before = {k: os.environ.get(k) for k in told}
         os.environ.update(told)
-        try: new = run_notebook(config, old['config'], minutes=minutes, out=sys.stdout)[0]
+        try: new = run_shown(config, old['config'], minutes)
         except StudyError as e: raise Failed(str(e)) from None
         finally:
             for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
