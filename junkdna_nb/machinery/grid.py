@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 from fastcore.basics import patch
 
-from ..base.config import Config, StudyError, machine_precision, nearest
+from ..base.config import Config, StudyError, machine_precision, nearest, unknown
 from ..base.experiments import get_experiment
 from ..base.records import arithmetic_of, code_version, load_items, load_record
 from ..base.storage import project_root, record_places
@@ -510,8 +510,7 @@ def make_plan(
 ) -> tuple:  # (`Task`s to run, baselines first; those that are left as they are)
     "Say what is done and what is to do"
     if only not in ("", "failed", "stale"):
-        hint = f"{nearest(only, ('failed', 'stale'))} (allowed: failed, stale)"
-        raise StudyError(f"unknown only {only!r}{hint}")
+        raise unknown("only", only, ("failed", "stale"))
     recorded = {e: _recorded(e) for e in {p.config.experiment for p in points}}
     tasks = {}
     for p in points:
