@@ -103,7 +103,9 @@ def test_digest_follows_what_matters(sparsity, seed, save_steps):
         ).digest
     )
     assert a.digest != a.replace(seed=(seed + 1) % 2**32).digest
-    assert a.replace(mode="dense").digest == a.replace(mode="dense", sparsity=0.123, n_kept=1).digest
+    assert (
+        a.replace(mode="dense").digest == a.replace(mode="dense", sparsity=0.123, n_kept=1).digest
+    )
 
 
 def test_digest_is_stable_across_processes():

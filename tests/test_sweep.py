@@ -1,6 +1,6 @@
 "Sweeps for real: the installed command, Dask's own commands, real kills at random moments."
 
-import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -20,9 +20,10 @@ from distributed import Client
 
 from junkdna_nb.base.experiments import GlueConfig
 from junkdna_nb.base.records import load_items, load_record, load_runs
+from junkdna_nb.machinery import warm
 from junkdna_nb.machinery.grid import make_plan, read_grid
-from junkdna_nb.machinery.runner import KernelStartError, claim, run_notebook
-from junkdna_nb.machinery.warm import Slot, Unborn
+from junkdna_nb.machinery.runner import claim
+from junkdna_nb.machinery.warm import run_isolated
 
 TINY = dict(max_train=64, max_eval=32, epochs=1, max_length=32)
 SIX = """
@@ -70,27 +71,21 @@ def family(pid):
 
 
 def kinds(pid):
-    "The processes of a sweep by kind; a fork looks like its parent, depth below the warm one tells"
-    found = dict(worker=[], warm=[], run=[], kernel=[])
-
-    def walk(p, depth):
-        for child in p.children():
-            words = " ".join(child.cmdline())
-            if words.startswith("git "):  # a kernel asks for the commit
-                continue
-            if depth:
-                found["run" if depth == 1 else "kernel"].append(child)
-                walk(child, depth + 1)
-            elif "junkdna_nb.machinery.warm" in words:
-                found["warm"].append(child)
-                walk(child, 1)
-            else:
-                if "multiprocessing" in words and "resource_tracker" not in words:
-                    found["worker"].append(child)
-                walk(child, 0)
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        walk(psutil.Process(pid), 0)
+    "The processes of a sweep by what they are: Dask's workers, forkservers, and runs, which are forked from those"
+    found = dict(worker=[], warm=[], run=[])
+    for p in family(pid):
+        try:
+            words = " ".join(p.cmdline())
+            if "multiprocessing.forkserver" in words:
+                found[
+                    "run"
+                    if "multiprocessing.forkserver" in " ".join(p.parent().cmdline())
+                    else "warm"
+                ].append(p)
+            elif "multiprocessing.spawn" in words:
+                found["worker"].append(p)
+        except (psutil.NoSuchProcess, AttributeError):
+            pass
     return found
 
 
@@ -118,8 +113,9 @@ def contents(runs):
 
 def assert_tidy(runs):
     "No half-written file, no lock, no notebook of a failed run, nothing without a record"
-    # The only one there may be: of a run killed between its record and the end of its notebook.
-    for path in runs.rglob("*.failed.ipynb"):
+    for path in runs.rglob(
+        "*.failed.ipynb"
+    ):  # of a run killed when its record was there and its notebook was not finished: the only one there is
         assert not path.with_name(path.name.replace(".failed", "")).exists()
         path.unlink()
     names = {Path(p).stem for p in load_runs().path}
@@ -173,45 +169,39 @@ def test_two_sweeps_at_once_do_the_work_once(undisturbed):
                 ).groups(default="0"),
             )
             for t in told
-        ),
-        strict=True,
+        )
     )
     assert sum(done) - sum(elsewhere) == 6, told
 
 
 def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
-    "kill -9 of kernels, runs, warm processes and workers, then of the sweep, at random moments"
+    "kill -9 of runs, forkservers and workers, then of the sweep itself, each at random moments"
     rng = random.Random()
     seed = rng.randrange(10**6)
     print("seed", seed)
     rng.seed(seed)
     words = ("junkdna", "sweep", grid, "--jobs", 2, "--threads", 1)
     p = start(*words)
-    for kind in rng.sample(["kernel", "run", "warm", "worker", "kernel", "worker"], 6):
+    for kind in rng.sample(["run", "run", "warm", "worker", "run", "worker"], 6):
         if p.poll() is not None:
             break
         time.sleep(rng.uniform(0, 4))
-        # The sweep, or that process, may end first.
-        with contextlib.suppress(TypeError, psutil.NoSuchProcess, AssertionError):
-            there = wait_for(lambda kind=kind: p.poll() is not None or kinds(p.pid)[kind], 30)
-            rng.choice(there).kill()
+        try:
+            rng.choice(wait_for(lambda: p.poll() is not None or kinds(p.pid)[kind], 30)).kill()
+        except (TypeError, psutil.NoSuchProcess, AssertionError):
+            pass  # the sweep, or that process, ended first
     told = p.communicate(timeout=300)[0]
     assert p.returncode in (0, 1), told
     for path in load_runs(status="failed").path:
         record = load_record(path)
-        assert (
-            "killed" in record["error"]
-            or "died" in record["error"]
-            or "did not start" in record["error"]
-        ), record["error"]
+        assert "was killed" in record["error"], record["error"]
     for _ in range(2):
         p = start(*words)
         time.sleep(rng.uniform(3, 14))
         left = family(p.pid)
         p.kill()
         p.communicate()
-        # Nothing goes on without it.
-        wait_for(lambda left=left: not any(map(alive, left)), 120)
+        wait_for(lambda: not any(map(alive, left)), 120)  # nothing goes on without it
         for path in load_runs().path:
             load_items(load_record(path))
     done = command(*words)
@@ -222,13 +212,20 @@ def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
     assert again.returncode == 0 and "6 done, 0 to run" in again.stdout
 
 
-def test_a_kernel_killed_before_it_began_is_worth_another_try(runs):
-    kernel = Unborn()
-    kernel.kill()
-    kernel.wait()
-    with pytest.raises(KernelStartError, match="did not start"):
-        run_notebook(GlueConfig.make(**TINY), TINY, kernel)
-    assert not len(load_runs(status=None))  # no record: it is tried again
+def test_a_killed_forkserver_costs_nothing(runs):
+    "A run goes on without it, and the next one has a new one"
+    request, killed = (
+        dict(experiment="02_glue", params=dict(TINY, mode="dense"), threads=1, force=True),
+        [],
+    )
+
+    def kill(event):
+        (server,) = kinds(os.getpid())["warm"]
+        server.kill()
+        killed.append(server.pid)
+
+    assert run_isolated(request, kill)["status"] == "ok"
+    assert run_isolated(request, kill)["status"] == "ok" and len(set(killed)) == 2
 
 
 def dask(*words):
@@ -236,7 +233,7 @@ def dask(*words):
 
 
 def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monkeypatch):
-    "The documented commands; a worker is killed, then the scheduler, and another takes over"
+    "The documented commands; the smoke grid with a worker killed on the way; then the scheduler is killed and another one takes over"
 
     def cluster(port):
         scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
@@ -276,7 +273,7 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monk
         ), none.stderr
         smoke = ("junkdna", "sweep", ROOT / "nbs" / "configs" / "smoke.yaml", *address)
         p = start(*smoke)
-        wait_for(lambda: kinds(workers[0].pid)["kernel"], 90)
+        wait_for(lambda: kinds(workers[0].pid)["run"], 90)
         left = family(workers[0].pid)
         workers[0].kill()
         workers.append(another(port, 2))
@@ -316,13 +313,15 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monk
     finally:
         for p in everything:
             for q in [*family(p.pid), p]:
-                with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                try:
                     q.kill()
+                except (ProcessLookupError, psutil.NoSuchProcess):
+                    pass
             p.communicate()
 
 
 def test_failures_are_recorded_and_the_sweep_goes_on(runs, tmp_path):
-    "A run that cannot work, one too long, one whose baseline fails; then only the failed again"
+    "A run that cannot work, one that takes too long, one whose dense baseline fails; then only the failed ones again"
     path = tmp_path / "grid.yaml"
     path.write_text("""
 blocks:
@@ -396,7 +395,7 @@ blocks:
 def test_control_c(runs, grid):
     "Once: what runs goes on to its end. The signal reaches every process, as it does in a terminal"
     p = start("junkdna", "sweep", grid, "--jobs", 2, "--threads", 1)
-    wait_for(lambda: kinds(p.pid)["kernel"], 180)
+    wait_for(lambda: kinds(p.pid)["run"], 180)
     time.sleep(1.5)  # until the sweep has heard of it
     left = family(p.pid)
     os.killpg(p.pid, signal.SIGINT)
@@ -414,57 +413,82 @@ def test_control_c(runs, grid):
 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_run_that_is_stopped_leaves_nothing(runs, early):
-    "As when Ctrl-C comes before the sweep has heard of the run, or while the warm process imports"
-    slot, told = Slot(1), []
-
-    def begun():
-        return early or slot.process and kinds(os.getpid())["kernel"]
-
-    try:
-        outcome = slot.run(
-            dict(experiment="02_glue", params=TINY, env=dict(JUNKDNA_RUNS=str(runs))),
-            told.append,
-            begun,
-        )
-        assert outcome["status"] == "stopped" and told == ([] if early else ["started"]), (
-            outcome,
-            told,
-        )
-        assert not [p for p in runs.rglob("*") if p.is_file()]
-    finally:
-        slot.close()
+    "As when Ctrl-C comes before the sweep has heard that the run began, or in the middle of it"
+    told = []
+    outcome = run_isolated(
+        dict(experiment="02_glue", params=TINY, threads=1), told.append, lambda: early or bool(told)
+    )
+    assert outcome["status"] == "stopped" and told == ([] if early else ["started"]), (
+        outcome,
+        told,
+    )
+    assert not [p for p in runs.rglob("*") if p.is_file()] and not kinds(os.getpid())["run"]
 
 
-def test_a_warm_process_ends_with_the_one_that_started_it():
-    "While it imports, not only after it"
-    slot = Slot(1)
-    slot._start()
-    warm = slot.process
-    try:
-        wait_for(lambda: "torch" in Path(f"/proc/{warm.pid}/maps").read_text())
-        warm.stdin.close()
-        assert warm.wait(60) == 0 and not warm.stdout.read(), "it was ready first"
-    finally:
-        warm.kill()
-        warm.wait()
+def hang(request, own, environment, events):
+    "In place of a run: native code that never ends and keeps Python's lock"
+    warm._end_with_parent()
+    faulthandler.register(signal.SIGTERM, open(f"{own}/log", "w"), chain=True)
+    events.send("started")
+    re.match("(a+)+$", 60 * "a" + "b")
+
+
+def test_the_time_limit_does_not_depend_on_the_run(runs, monkeypatch):
+    monkeypatch.setattr(warm, "_work", hang)
+    start = time.monotonic()
+    outcome = run_isolated(dict(experiment="02_glue", params=TINY, cold=True, minutes=0.05))
+    assert (
+        outcome["error"] == "time limit of 0.05 minutes reached" and time.monotonic() - start < 60
+    )
+    record = load_record(load_runs(status="failed").path.item())
+    assert record["error"] == outcome["error"] and any(
+        "in hang" in line for line in record["traceback"]
+    ), "where it was"
+
+
+PARENT = """
+from junkdna_nb.machinery import warm
+from test_sweep import TINY, hang
+if HANGS:
+    warm._work = hang
+warm.run_isolated(dict(experiment="02_glue", params=TINY, threads=1, cold=HANGS), lambda event: print(event, flush=True))
+"""
+
+
+@pytest.mark.parametrize("moment", ["it imports", "it runs", "native code hangs"])
+def test_nothing_outlives_the_one_that_started_it(runs, moment):
+    "kill -9 while the forkserver imports, while a run is at work, and while native code holds Python's lock"
+    hangs = moment == "native code hangs"
+    p = subprocess.Popen(
+        [sys.executable, "-c", PARENT.replace("HANGS", str(hangs))],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT / "tests",
+    )
+    if moment == "it imports":
+        server = wait_for(lambda: kinds(p.pid)["warm"])[0]
+        wait_for(lambda: "torch" in Path(f"/proc/{server.pid}/maps").read_text())
+    else:
+        assert p.stdout.readline() == "started\n"
+        time.sleep(0.5)
+    left = family(p.pid)
+    p.kill()
+    p.communicate()
+    wait_for(
+        lambda: not any(map(alive, left)), 60 if moment == "it imports" else 5
+    )  # a forkserver imports to the end
+    assert left and not len(load_runs(status=None))
 
 
 def test_warm_and_cold_runs_are_the_same_to_the_bit(runs, monkeypatch):
     "A fork of a warm process and a new interpreter leave the same record and the same items"
     found = []
     for cold in (False, True):
-        slot, folder = Slot(1, cold), runs / str(cold)
+        folder = runs / str(cold)
         monkeypatch.setenv("JUNKDNA_RUNS", str(folder))
-        try:
-            outcome = slot.run(
-                dict(
-                    experiment="02_glue",
-                    params=dict(TINY, sparsity=0.5),
-                    env=dict(JUNKDNA_RUNS=str(folder)),
-                )
-            )  # and its dense baseline
-        finally:
-            slot.close()
+        outcome = run_isolated(
+            dict(experiment="02_glue", params=dict(TINY, sparsity=0.5), threads=1, cold=cold)
+        )  # and its dense baseline
         assert outcome["status"] == "ok", outcome
         found.append(contents(folder))
     assert found[0] == found[1] and len(found[0]) == 2
@@ -519,52 +543,31 @@ def test_full_disk_and_read_only_folder(runs, tmp_path, monkeypatch):
         subprocess.run(["umount", folder])
 
 
-def block(*lines, experiment="02_glue"):
-    "A grid of one block with these lines in it"
-    lines = ["blocks:", "  a:", f"    experiment: {experiment}", *map("    {}".format, lines)]
-    return "\n".join([*lines, ""])
-
-
-BAD = [
-    ("3: unknown experiment '02_glu'; did you mean '02_glue'?", block(experiment="02_glu")),
-    (
-        "4: unknown parameter 'sparsty' of 02_glue; did you mean 'sparsity'?",
-        block("fixed: {sparsty: 0.5}"),
-    ),
-    ("5: block 'a': epochs='two' is not a whole number", block("cross:", "  epochs: [1, two]")),
-    ("4: sparsity is empty", block("cross: {sparsity: []}")),
-    ("4: seed=1 is listed twice", block("cross: {seed: [1, 2, 1]}")),
-    ("5: 'fixed' is given twice in block 'a'", block("fixed: {seed: 1}", "fixed: {seed: 2}")),
-    ("1: a grid is not a mapping", "- a\n- list\n"),
-    ("1: a grid is not a mapping", ""),
-    ("3: experiment='/etc/02_glue' lies outside the project", block(experiment="/etc/02_glue")),
-    (
-        "4: calibration='/etc/hosts.txt' lies outside the project",
-        block("fixed: {method: wanda, calibration: /etc/hosts.txt}"),
-    ),
-    ("1: not YAML", "blocks: {a: [}\n"),
-    ("5: an exclusion is empty", block("exclude:", "- {}")),
-    (
-        "6: this exclusion excludes no point of block 'a' with mode='spare'",
-        block("cross: {mode: [dense, sparse]}", "exclude:", "- {mode: [dense, spare]}"),
-    ),
-    ("4: 'zip' is empty", block("zip: {}")),
-    ("4: cannot be read", block("fixed: {seed: !!int ''}")),
-    ("4: cannot be read", block("fixed: {dynamics: !!bool maybe}")),
-    ("3: merge keys (<<) are not supported", "blocks:\n  a:\n    <<: {experiment: 02_glue}\n"),
-    (
-        "4: calibration='nowhere.txt' is no file of the project",
-        block("fixed: {method: wanda, calibration: nowhere.txt}"),
-    ),
-    (
-        "6: block 'a': n_kept=9 of m_group=8 is impossible",
-        block("fixed:", "  pattern: nm", "  n_kept: 9"),
-    ),
-]
+BAD = {
+    "blocks:\n  a:\n    experiment: 02_glu\n": "3: unknown experiment '02_glu'; did you mean '02_glue'?",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {sparsty: 0.5}\n": "4: unknown parameter 'sparsty' of 02_glue; did you mean 'sparsity'?",
+    "blocks:\n  a:\n    experiment: 02_glue\n    cross:\n      epochs: [1, two]\n": "5: block 'a': epochs='two' is not a whole number",
+    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {sparsity: []}\n": "4: sparsity is empty",
+    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {seed: [1, 2, 1]}\n": "4: seed=1 is listed twice",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {seed: 1}\n    fixed: {seed: 2}\n": "5: 'fixed' is given twice in block 'a'",
+    "- a\n- list\n": "1: a grid is not a mapping",
+    "": "1: a grid is not a mapping",
+    "blocks:\n  a:\n    experiment: /etc/02_glue\n": "3: experiment='/etc/02_glue' lies outside the project",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {method: wanda, calibration: /etc/hosts.txt}\n": "4: calibration='/etc/hosts.txt' lies outside the project",
+    "blocks: {a: [}\n": "1: not YAML",
+    "blocks:\n  a:\n    experiment: 02_glue\n    exclude:\n    - {}\n": "5: an exclusion is empty",
+    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {mode: [dense, sparse]}\n    exclude:\n    - {mode: [dense, spare]}\n": "6: this exclusion excludes no point of block 'a' with mode='spare'",
+    "blocks:\n  a:\n    experiment: 02_glue\n    zip: {}\n": "4: 'zip' is empty",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {seed: !!int ''}\n": "4: cannot be read",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {dynamics: !!bool maybe}\n": "4: cannot be read",
+    "blocks:\n  a:\n    <<: {experiment: 02_glue}\n": "3: merge keys (<<) are not supported",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {method: wanda, calibration: nowhere.txt}\n": "4: calibration='nowhere.txt' is no file of the project",
+    "blocks:\n  a:\n    experiment: 02_glue\n    fixed:\n      pattern: nm\n      n_kept: 9\n": "6: block 'a': n_kept=9 of m_group=8 is impossible",
+}
 
 
 @pytest.mark.parametrize(
-    "message,text", BAD, ids=[message.split(":", 1)[1][1:30] for message, _ in BAD]
+    "text,message", BAD.items(), ids=[m.split(":", 1)[1][1:30] for m in BAD.values()]
 )
 def test_bad_grids_are_one_line_with_the_place(tmp_path, capsys, text, message):
     from junkdna_nb.machinery.cli import main
@@ -596,8 +599,9 @@ def test_wrong_options_are_one_line(grid, capsys):
 def test_the_grids_of_the_project_are_valid(name):
     points, _ = read_grid(ROOT / "nbs" / "configs" / f"{name}.yaml")
     todo, rest = make_plan(points)
-    baselines = sum(t.config.baseline() is None for t in todo)
-    assert not rest and all(t.needed == 0 for t in todo[baselines:]), "baselines come first"
+    assert not rest and all(
+        t.needed == 0 for t in todo[sum(t.config.baseline() is None for t in todo) :]
+    ), "baselines come first"
     assert {t.config.digest for t in todo} >= {t.baseline for t in todo if t.baseline}
     if name == "smoke":
         assert {p.config.experiment for p in points} == {
@@ -610,7 +614,7 @@ def test_the_grids_of_the_project_are_valid(name):
 
 
 def test_what_enters_the_digest(tmp_path, monkeypatch):
-    "The content of mirrored data does; folder names and times do not; no mirror is another source"
+    "The content of mirrored data does; names of folders and times do not; no mirror is another source"
     folder = tmp_path / "one" / "nyu-mll" / "glue" / "rte"
     folder.mkdir(parents=True)
     (folder / "train.parquet").write_bytes(b"some rows")
@@ -644,9 +648,8 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
     "A comment or a docstring does not make records stale; a statement does"
     package = tmp_path / "junkdna_nb"
     shutil.copytree(ROOT / "junkdna_nb", package, ignore=shutil.ignore_patterns("__pycache__"))
-
-    def tell():
-        return subprocess.run(
+    tell = lambda: (
+        subprocess.run(
             [
                 sys.executable,
                 "-c",
@@ -657,11 +660,11 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
             text=True,
             check=True,
         ).stdout
-
-    first, file = tell(), package / "compression" / "pruning.py"
+    )
+    first, file = tell(), package / "pruning.py"
     file.write_text("# a comment\n" + file.read_text())
     assert tell() == first
-    (package / "machinery" / "sweep.py").write_text("x = 1\n")
+    (package / "sweep.py").write_text("x = 1\n")
     assert tell() == first, "a module that cannot change results"
     (package / "evidence" / "claims.py").write_text("x = 1\n")
     assert tell() == first, "a chapter that cannot change results"
@@ -676,7 +679,7 @@ def test_stale_and_forced(runs, grid, undisturbed):
     "Plans on the records of the undisturbed sweep, written by hand into a folder of their own"
     folder = runs / "02_glue"
     folder.mkdir(parents=True)
-    for record, _ in undisturbed[1].values():
+    for record, items in undisturbed[1].values():
         (folder / f"{record['name']}.json").write_text(
             json.dumps(
                 {
@@ -689,10 +692,7 @@ def test_stale_and_forced(runs, grid, undisturbed):
         )
     points, merged = read_grid(grid)
     assert (len(points), merged) == (6, 2)
-
-    def count(**kw):
-        return tuple(map(len, make_plan(points, **kw)))
-
+    count = lambda **kw: tuple(map(len, make_plan(points, **kw)))
     assert (
         count() == (0, 6)
         and count(force=True) == (6, 0)
@@ -712,21 +712,14 @@ def test_stale_and_forced(runs, grid, undisturbed):
 def test_numbers_of_an_exclusion_may_be_written_in_any_way(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
-        "blocks:\n  a:\n    experiment: 02_glue\n    cross: {learning_rate: [1e-4, 5e-5]}\n"
-        "    exclude:\n    - {learning_rate: 0.0001}\n"
+        "blocks:\n  a:\n    experiment: 02_glue\n    cross: {learning_rate: [1e-4, 5e-5]}\n    exclude:\n    - {learning_rate: 0.0001}\n"
     )
     assert [p.config.learning_rate for p in read_grid(path)[0]] == [5e-5]
 
 
 def test_a_claim_is_dropped_by_a_kill(runs):
     config = GlueConfig()
-    code = """import time
-from junkdna_nb.base.experiments import GlueConfig
-from junkdna_nb.machinery.runner import claim
-with claim(GlueConfig()):
-    print('mine', flush=True)
-    time.sleep(60)
-"""
+    code = "import time; from junkdna_nb.base.experiments import GlueConfig; from junkdna_nb.machinery.runner import claim\nwith claim(GlueConfig()): print('mine', flush=True); time.sleep(60)"
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "mine\n"
 

@@ -548,7 +548,9 @@ def test_a_run_of_equal_steps_and_fewer_words(runs):
     assert "words0.5-steps5" in record["name"]
     dense = load_runs()[lambda d: d["mode"] == "dense"]
     assert dense["steps"].item() == 5 and dense["input_share"].item() == 0.5
-    assert record["fingerprints"]["data"] == run(config.replace(input_share=1))["fingerprints"]["data"]
+    assert (
+        record["fingerprints"]["data"] == run(config.replace(input_share=1))["fingerprints"]["data"]
+    )
     uneven = run(config.replace(batch_size=16, mode="dense"))  # 24 examples: batches of 16 and 8
     assert "5 steps (2.5 passes)" in uneven["scale"]
 
