@@ -85,7 +85,7 @@ def _every(x, step, absolute):
     v = x[(at // cols).to(x.device), (at % cols).to(x.device)].detach().to("cpu", _precision(x))
     yield np.abs(v.numpy()) if absolute else v.numpy()
 
-
+# %% ../../nbs/21_selection.ipynb #d1a06daa
 def _sample(scores, step, absolute):
     "Sort the keys of every step-th score"
     keys = []
@@ -108,7 +108,7 @@ class _Bracket:
 
 _ALL, _NONE = _Bracket(-1, -1), _Bracket(1 << 17, 1 << 17)
 
-
+# %% ../../nbs/21_selection.ipynb #6b37e434
 def _bracket(sample, q, partial) -> _Bracket:
     "Bracket the q-quantile of all scores by quantiles of a sorted sample of keys"
     m = len(sample)
@@ -117,7 +117,7 @@ def _bracket(sample, q, partial) -> _Bracket:
     lowest = 0 if first <= 0 and partial else int(sample[max(0, first)])
     highest = 0xFFFF if last >= m - 1 and partial else int(sample[min(m - 1, last)])
     inside = np.searchsorted(sample, highest, "right") - np.searchsorted(sample, lowest, "left")
-    return _Bracket(lowest, highest, inside / m)
+    return _Bracket(lowest, highest, float(inside / m))
 
 # %% ../../nbs/21_selection.ipynb #7e46deb7
 def _brackets(scores, ks, n, absolute) -> list:
@@ -138,7 +138,7 @@ class _Table:
     codes: torch.Tensor  # (keys,) uint8: the same number, or _INSIDE or _BAD
     present: np.ndarray  # codes that occur
 
-
+# %% ../../nbs/21_selection.ipynb #a5fb88d5
 def _table(brackets, absolute) -> _Table:
     "Tabulate brackets, which are in ascending order"
     keys = np.arange(1 << 17) & 0xFFFF
@@ -227,7 +227,7 @@ class _Found:
     inside: np.ndarray = None  # scores in the bracket
     equal: int = 0  # scores equal to the exact value
 
-
+# %% ../../nbs/21_selection.ipynb #69b6e30a
 @dataclass
 class _Count:
     "What the counting pass finds in all matrices"
@@ -235,7 +235,7 @@ class _Count:
     parts: list  # of `_Part`
     found: dict  # level, a bracket or an exact value -> `_Found`
 
-
+# %% ../../nbs/21_selection.ipynb #b60e242f
 def _count(scores, levels, absolute) -> _Count:
     "Make the counting pass over all matrices"
     brackets = [x for x in levels if isinstance(x, _Bracket)]
@@ -274,7 +274,7 @@ def _digits(scores, absolute, size, shift, prefix):
             histogram += np.bincount(digits, minlength=1 << 16)
     return histogram
 
-
+# %% ../../nbs/21_selection.ipynb #6f47dd6a
 def _exact_value(scores, k, absolute):
     "Find the k-th smallest score, k >= 1, from histograms of its bits"
     wide = any(x.dtype == torch.float64 for x in scores)
@@ -319,7 +319,7 @@ class _Threshold:
         "Are some of the tied scores pruned and some kept?"
         return 0 < self.pruned < self.tied
 
-
+# %% ../../nbs/21_selection.ipynb #205ae640
 def _settle(level, found, keep) -> _Threshold:
     "Find the threshold that keeps so many scores"
     if level is _ALL or level is _NONE:
@@ -341,7 +341,7 @@ def keep(self: _Part, thresholds):
     levels = sum((self.scores > t for t in thresholds), np.zeros(len(self.scores), np.uint8))
     self.kept.view(-1).numpy()[self.places] = levels
 
-
+# %% ../../nbs/21_selection.ipynb #b1dba7ef
 @patch
 def keep_ties(self: _Part, blocks, value, skip) -> int:
     "Keep scores equal to a threshold, all but the first `skip`; return how many are still to skip"
@@ -357,7 +357,7 @@ def _numbered(x, absolute):
     for at, v in _blocks(x, absolute):
         yield np.arange(at, at + len(v)), v
 
-
+# %% ../../nbs/21_selection.ipynb #7f15be63
 def _break_ties(parts, scores, level, threshold, absolute):
     "Decide by position which of the tied scores are kept"
     skip = threshold.pruned
@@ -377,7 +377,7 @@ class Nested:
     thresholds: list  # for each level: lower scores are pruned, higher ones kept
     ties: list  # for each level: scores at the threshold, if only some of them were pruned
 
-
+# %% ../../nbs/21_selection.ipynb #473f1427
 def _check_levels(ks, n):
     "Raise `StudyError` unless levels ascend from at least 0 to at most n"
     ascending = ks == sorted(ks) and (not ks or 0 <= ks[0] <= ks[-1] <= n)
@@ -430,7 +430,7 @@ def _check_choice(what, value, allowed):
         hint = nearest(value, allowed)
         raise StudyError(f"unknown {what} {value!r}{hint} (allowed: {', '.join(allowed)})")
 
-
+# %% ../../nbs/21_selection.ipynb #19593f58
 def _check_granularity(granularity, rule):
     "Raise `StudyError` for an unknown granularity, or one that a rule does not define"
     _check_choice("granularity", granularity, GRANULARITIES)
@@ -468,7 +468,7 @@ def _size(scores):
     "Count the scores of several tensors"
     return sum(x.numel() for x in scores)
 
-
+# %% ../../nbs/21_selection.ipynb #add6bb6e
 def _select_group(scores, k, rule, absolute):
     "Prune k scores of a group: (bool tensors, True = kept; tied scores of which some were pruned)"
     n = _size(scores)
@@ -553,7 +553,7 @@ def _ranks_by_pairs(v):
             equal |= np.equal(v[j], v[i], out=flag)
     return ranks, equal
 
-
+# %% ../../nbs/21_selection.ipynb #a653cb84
 def _ranks_by_sorting(v):
     "Rank scores like `_ranks_by_pairs`, faster for large groups"
     ranks = v.argsort(0, kind="stable").argsort(0, kind="stable")
@@ -651,14 +651,14 @@ def _check_meaningless(self: Target, *names):
                 f"{name}={value!r} means nothing to pattern {self.pattern!r} (leave it out)"
             )
 
-
+# %% ../../nbs/21_selection.ipynb #50ff1549
 @patch
 def _check_sparsity(self: Target):
     "Raise `StudyError` unless the sparsity is a number in [0, 1)"
     if not (isinstance(self.sparsity, (int, float)) and 0 <= self.sparsity < 1):
         raise StudyError(f"sparsity={self.sparsity!r} is not a number in [0, 1)")
 
-
+# %% ../../nbs/21_selection.ipynb #dbf5d93e
 @patch
 def _check_group(self: Target):
     "Raise `StudyError` unless N:M is given by two possible whole numbers"
@@ -676,7 +676,7 @@ def select(self: Target, scores, absolute=False) -> tuple:
         return n_of_m(scores, self.n_kept, self.m_group, absolute)
     return smallest(scores, self.sparsity, self.granularity or "global", self.rule, absolute)
 
-
+# %% ../../nbs/21_selection.ipynb #4145a5b6
 @patch
 def provenance(self: Target) -> dict:
     "Describe the target in the terms of records"
