@@ -36,13 +36,13 @@ for kind, task in dict(sentences="sst2" if glue else "movie", pairs="mrpc" if gl
 
     def ours():
         model, fresh = load_classifier(source, 2, config.seed, tokenizer)
-        callback = MaskCallback(make_masks(model, sparsity=0.5, fresh=fresh), "sparse")
+        callback = MaskCallback(make_masks(model, sparsity=0.5, newly_initialized=fresh), "sparse")
         with tempfile.TemporaryDirectory() as d:
             fine_tune(model, rows, tokenizer, config, d, callback, resolve_precision())
 
     def authors():
         model, fresh = load_classifier(source, 2, config.seed, tokenizer)
-        masks = make_masks(model, sparsity=0.5, fresh=fresh)
+        masks = make_masks(model, sparsity=0.5, newly_initialized=fresh)
         float_masks = {n: m.float() for n, m in masks.items()}
         seed_everything(config.seed)
         model.train()

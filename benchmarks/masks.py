@@ -37,7 +37,7 @@ def torch_prune():
 def one_read(): return sum(float(w.sum()) for w in weights)
 
 
-def levels(sparsities): return nested_smallest(weights, [prune_count(n, s) for s in sparsities], absolute=True)[0]
+def levels(sparsities): return nested_smallest(weights, [prune_count(n, s) for s in sparsities], absolute=True).kept
 
 
 if args.levels == 1:
