@@ -17,7 +17,7 @@ from ..base.records import resident_memory
 from ..base.models import resolve_precision
 from .masks import Masks, certify
 from .pruning import METHODS, make_masks
-from .selection import kept_in_group
+from .masks import kept_in_group
 from .quantization import QUANTIZERS, Grid, Quantized, quantize_
 
 # %% ../../nbs/25_compress.ipynb #ce5f15d1
@@ -109,12 +109,12 @@ def compress(model, method:str='magnitude',   # of `pruning.METHODS` or `quantiz
     "Compress a model in place"
     known = (*METHODS, *QUANTIZERS)
     if method not in known: raise StudyError(f"unknown method {method!r}{nearest(method, known)} (allowed: {', '.join(known)})")
-    prunes = dict(pattern=pattern, sparsity=sparsity, per=per, n_kept=n_kept, m_group=m_group)
+    prunes = dict(pattern=pattern, sparsity=sparsity, granularity=per, n_kept=n_kept, m_group=m_group)
     rounds = dict(bits=bits, group_size=group_size, symmetric=symmetric)
     for name, value in (rounds if method in METHODS else prunes).items():
         if value is not None: raise StudyError(f"{name}={value!r} means nothing to method {method!r} (allowed: {', '.join(prunes if method in METHODS else rounds)})")
     if pattern is None and n_kept is not None: prunes['pattern'] = 'nm'
-    common = dict(calibration=calibration, head=head, fresh=fresh, precision=resolve_precision(precision), progress=_bar(method) if progress else None)
+    common = dict(calibration=calibration, head=head, newly_initialized=fresh, precision=resolve_precision(precision), progress=_bar(method) if progress else None)
     start = time.perf_counter()
     with PeakMemory() as peak:
         if method in METHODS:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from ..base.text import Calibration
-from .calibration import walk
+from .calibration import iter_blocks
 from ..base.config import StudyError, nearest
 from .masks import hash_weights, prunable
-from .pruning import all_finite, compensate, inverse_factor
+from .pruning import all_finite, inverse_factor, obs_update
 
 # %% ../../nbs/24_quantization.ipynb #3f278fbc
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def gptq(matrices:list,  # of (outputs, inputs), float32, that share their input
          hessian,        # (inputs, inputs)
          grid:Grid) -> tuple:   # (list of `Codes`, notes)
     "Rounding with error compensation (Frantar et al. 2023, algorithm 1)"
-    factor, damping, dead = inverse_factor(hessian)
+    factor = inverse_factor(hessian)
     columns, sizes = torch.cat(matrices).T.contiguous(), [len(m) for m in matrices]
     unit = torch.cat([torch.full((n,), _unit(m), device=columns.device) for n, m in zip(sizes, matrices)])
     codes, scales, zeros, width = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device), [], [], grid.width(len(columns))
@@ -99,9 +99,9 @@ def gptq(matrices:list,  # of (outputs, inputs), float32, that share their input
             codes[i] = q.to(torch.uint8)
             return (q - zero)*scale
         return new
-    compensate(columns, factor, width, decide)
+    obs_update(columns, factor.upper, width, decide)
     rows = lambda x: x.split(sizes, dim=-1)
-    return [Codes(c.T, s.T, z.T.to(torch.uint8), width) for c, s, z in zip(rows(codes), rows(torch.stack(scales)), rows(torch.stack(zeros)))], dict(damping=damping, dead_inputs=int(dead.sum()))
+    return [Codes(c.T, s.T, z.T.to(torch.uint8), width) for c, s, z in zip(rows(codes), rows(torch.stack(scales)), rows(torch.stack(zeros)))], factor.notes()
 
 # %% ../../nbs/24_quantization.ipynb #dc7f59aa
 QUANTIZERS = dict(rtn=None, gptq='hessian')   # name -> statistic of a layer's inputs that it needs
@@ -137,13 +137,13 @@ class Quantized(Mapping):
 def quantize_(model, method:str='rtn',     # of `QUANTIZERS`
               grid:Grid=Grid(4),
               calibration:Calibration=None,  # for gptq
-              head:bool=False, fresh=(),   # see `prunable`
+              head:bool=False, newly_initialized=(),   # see `prunable`
               precision:str='fp32',        # of the forward passes of calibration
               progress=None,               # called with (name of the block, its number, number of blocks)
     ) -> Quantized:
     "Quantize the prunable weights of a model in place"
     if method not in QUANTIZERS: raise StudyError(f"unknown method {method!r}{nearest(method, QUANTIZERS)} (allowed: {', '.join(QUANTIZERS)})")
-    weights, notes, codes = prunable(model, head, fresh), {}, {}
+    weights, notes, codes = prunable(model, head, newly_initialized), {}, {}
     how = dict(method=method, bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric, head=head, weights_sha256=hash_weights(weights), transposed=[w.name for w in weights if w.transposed])
     if QUANTIZERS[method] is None:
         quantized = Quantized({w.name: quantize(w.oriented(w.param), grid) for w in weights}, grid, how)
@@ -151,12 +151,12 @@ def quantize_(model, method:str='rtn',     # of `QUANTIZERS`
         return quantized
     if calibration is None: raise StudyError(f"method {method!r} needs calibration text")
     if not all_finite(weights): raise StudyError("a weight is NaN or infinite; quantization needs finite weights")
-    for block, i, total, groups in walk(model, calibration, weights, QUANTIZERS[method], precision):
+    for block in iter_blocks(model, calibration, weights, QUANTIZERS[method], precision):
         with torch.no_grad():
-            for ws, statistic in groups:
+            for ws, statistic in block.groups:
                 found, notes[ws[0].name] = gptq([w.oriented(w.param.detach()).float() for w in ws], statistic, grid)
                 for w, c in zip(ws, found):
                     codes[w.name] = c
                     w.param.copy_(w.oriented(c.values()))
-        if progress: progress(block, i + 1, total)
+        if progress: progress(block.name, block.index + 1, block.total)
     return Quantized({w.name: codes[w.name] for w in weights}, grid, how | dict(calibration=dict(calibration.provenance, precision=precision), layers=notes))
