@@ -191,7 +191,7 @@ def test_damping_climbs_its_ladder_and_then_gives_up():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_on_every_family(family, dtype, ties):
-    for how in (dict(method="magnitude", sparsity=0.5, per="erk"), dict(method="random", n_kept=1, m_group=4), dict(method="wanda", n_kept=2, m_group=4), dict(method="sparsegpt", sparsity=0.3),
+    for how in (dict(method="magnitude", sparsity=0.5, granularity="erk"), dict(method="random", n_kept=1, m_group=4), dict(method="wanda", n_kept=2, m_group=4), dict(method="sparsegpt", sparsity=0.3),
                 dict(method="sparsegpt", n_kept=2, m_group=4), dict(method="rtn", bits=3, group_size=5), dict(method="gptq", bits=4, symmetric=True)):
         model = tiny(family, dtype, ties)
         others = {n: p.clone() for n, p in model.named_parameters() if n not in {w.name for w in prunable(model)}}
@@ -300,12 +300,12 @@ def test_effective_bits_are_those_of_a_count_by_hand():
     (dict(method="wanda", sparsity=0.5), "method 'wanda' needs calibration text"),
     (dict(method="gptq", bits=4), "method 'gptq' needs calibration text"),
     (dict(method="wandaa", sparsity=0.5), "did you mean 'wanda'?"),
-    (dict(method="sparsegpt", sparsity=0.5, per="row"), "granularity 'row' is not defined for method 'sparsegpt' (allowed: layer)"),
+    (dict(method="sparsegpt", sparsity=0.5, granularity="row"), "granularity 'row' is not defined for method 'sparsegpt' (allowed: layer)"),
     (dict(method="magnitude", sparsity=1.0), "sparsity=1.0 is not a number in [0, 1)"),
     (dict(method="magnitude", n_kept=5, m_group=4), "n_kept=5 of m_group=4 is impossible"),
     (dict(method="magnitude", sparsity=0.9, n_kept=2, m_group=4), "sparsity=0.9 means nothing to pattern 'nm'"),
     (dict(method="magnitude", sparsity=0.9, m_group=4), "m_group=4 means nothing to pattern 'unstructured'"),
-    (dict(method="magnitude", per="row", n_kept=2, m_group=4), "per='row' means nothing to pattern 'nm'"),
+    (dict(method="magnitude", granularity="row", n_kept=2, m_group=4), "per='row' means nothing to pattern 'nm'"),
 ])
 def test_bad_requests_are_answered_in_one_line(how, message):
     with pytest.raises(StudyError) as e:
