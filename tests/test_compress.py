@@ -290,7 +290,7 @@ def test_damping_climbs_its_ladder_and_then_gives_up():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_on_every_family(family, dtype, ties):
     for how in (
-        dict(method="magnitude", sparsity=0.5, per="erk"),
+        dict(method="magnitude", sparsity=0.5, granularity="erk"),
         dict(method="random", n_kept=1, m_group=4),
         dict(method="wanda", n_kept=2, m_group=4),
         dict(method="sparsegpt", sparsity=0.3),
@@ -452,7 +452,7 @@ def test_effective_bits_are_those_of_a_count_by_hand():
         (dict(method="gptq", bits=4), "method 'gptq' needs calibration text"),
         (dict(method="wandaa", sparsity=0.5), "did you mean 'wanda'?"),
         (
-            dict(method="sparsegpt", sparsity=0.5, per="row"),
+            dict(method="sparsegpt", sparsity=0.5, granularity="row"),
             "granularity 'row' is not defined for method 'sparsegpt' (allowed: layer)",
         ),
         (dict(method="magnitude", sparsity=1.0), "sparsity=1.0 is not a number in [0, 1)"),
@@ -466,8 +466,8 @@ def test_effective_bits_are_those_of_a_count_by_hand():
             "m_group=4 means nothing to pattern 'unstructured'",
         ),
         (
-            dict(method="magnitude", per="row", n_kept=2, m_group=4),
-            "granularity='row' means nothing to pattern 'nm'",
+            dict(method="magnitude", granularity="row", n_kept=2, m_group=4),
+            "per='row' means nothing to pattern 'nm'",
         ),
     ],
 )
@@ -740,7 +740,12 @@ def output_error(W, new, H):
 def test_sparsegpt_disturbs_a_real_layer_less_than_magnitude(decoder):
     source, text, _ = decoder
     model = load_decoder(source)
-    *_, block = (s for s, _ in zip(iter_blocks(model, text, prunable(model), "hessian"), range(2), strict=False))
+    *_, block = (
+        s
+        for s, _ in zip(
+            iter_blocks(model, text, prunable(model), "hessian"), range(2), strict=False
+        )
+    )
     for weights, H in block.groups:
         for w in weights:
             W = w.oriented(w.param.detach()).float()
