@@ -9,6 +9,7 @@ GLUE's sentences and pairs are used where $JUNKDNA_MIRROR has them: sst2 and mrp
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ tokenizer = load_tokenizer(source)
 
 def ours(config, rows):
     model, fresh = load_classifier(source, 2, config.seed, tokenizer)
-    callback = MaskCallback(make_masks(model, sparsity=0.5, fresh=fresh), "sparse")
+    callback = MaskCallback(make_masks(model, sparsity=0.5, newly_initialized=fresh), "sparse")
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(model, rows, tokenizer, config, folder, callback, resolve_precision())
 
@@ -49,7 +50,7 @@ def padded(rows):
 
 def authors(config, rows):
     model, fresh = load_classifier(source, 2, config.seed, tokenizer)
-    masks = make_masks(model, sparsity=0.5, fresh=fresh)
+    masks = make_masks(model, sparsity=0.5, newly_initialized=fresh)
     float_masks = {n: m.float() for n, m in masks.items()}
     seed_everything(config.seed)
     model.train()
@@ -73,39 +74,8 @@ for kind, task in tasks.items():
     config = GlueConfig(task=task, max_train=args.n, epochs=1, sparsity=0.5)
     data = load_task(task, config.seed, max_train=args.n, max_eval=8)
     rows = encode(data.train, data.task.text, tokenizer, config.max_length)
-
-    def ours():
-        model, fresh = load_classifier(source, 2, config.seed, tokenizer)
-        callback = MaskCallback(make_masks(model, sparsity=0.5, newly_initialized=fresh), "sparse")
-        with tempfile.TemporaryDirectory() as d:
-            fine_tune(model, rows, tokenizer, config, d, callback, resolve_precision())
-
-    def authors():
-        model, fresh = load_classifier(source, 2, config.seed, tokenizer)
-        masks = make_masks(model, sparsity=0.5, newly_initialized=fresh)
-        float_masks = {n: m.float() for n, m in masks.items()}
-        seed_everything(config.seed)
-        model.train()
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=0.0, foreach=False
-        )
-        order = torch.randperm(len(rows)).tolist()
-        for i in range(0, len(order), config.batch_size):
-            picked = (
-                rows.select(order[i : i + config.batch_size]).remove_columns("length").to_list()
-            )
-            batch = tokenizer.pad(
-                [{k: v for k, v in r.items() if k != "labels"} for r in picked], return_tensors="pt"
-            )
-            loss = model(**batch, labels=torch.tensor([r["labels"] for r in picked])).loss
-            loss.backward()
-            for n, p in model.named_parameters():
-                if n in float_masks:
-                    p.data = p.data * float_masks[n]
-            optimizer.step()
-            optimizer.zero_grad()
-
-    t = interleaved(dict(ours=ours, authors=authors), args.repeats)
+    contenders = dict(ours=partial(ours, config, rows), authors=partial(authors, config, rows))
+    t = interleaved(contenders, args.repeats)
     lengths = rows["length"]
     print(
         f"{kind} ({task}, n = {len(rows)}, {sum(lengths) / len(lengths):.0f} tokens on average, "

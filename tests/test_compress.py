@@ -191,10 +191,10 @@ def test_wanda_equals_the_formula_in_every_family(family, dtype):
 
 
 def norms_of(model, text, **how):
-    "Name of each prunable weight -> the norms of its inputs as `walk` finds them"
+    "Name of each prunable weight -> the norms of its inputs as `iter_blocks` finds them"
     found = {}
-    for *_, groups in walk(model, text, prunable(model), "norms", **how):
-        for weights, value in groups:
+    for block in iter_blocks(model, text, prunable(model), "norms", **how):
+        for weights, value in block.groups:
             found |= {w.name: value for w in weights}
     return found
 
@@ -467,7 +467,7 @@ def test_effective_bits_are_those_of_a_count_by_hand():
         ),
         (
             dict(method="magnitude", granularity="row", n_kept=2, m_group=4),
-            "per='row' means nothing to pattern 'nm'",
+            "granularity='row' means nothing to pattern 'nm'",
         ),
     ],
 )
@@ -737,6 +737,11 @@ def output_error(W, new, H):
     return float(((W - new) @ H * (W - new)).sum())
 
 
+def _output_error(W, H, new):
+    "Squared error of the output, per token"
+    return float(((W - new) @ H * (W - new)).sum())
+
+
 def test_sparsegpt_disturbs_a_real_layer_less_than_magnitude(decoder):
     source, text, _ = decoder
     model = load_decoder(source)
@@ -750,11 +755,8 @@ def test_sparsegpt_disturbs_a_real_layer_less_than_magnitude(decoder):
         for w in weights:
             W = w.oriented(w.param.detach()).float()
             target = Target(sparsity=0.5, granularity="layer")
-            error = lambda new: float(
-                ((W - new) @ H * (W - new)).sum()
-            )  # the output's squared error, per token
             assert (
-                error(sparsegpt([W], H, target).weights[0])
-                < error(W * wanda([W], H.diagonal().sqrt(), target).kept[0]) * 1.001
-                < error(W * target.select([W.abs()])[0][0]) * 1.001
+                _output_error(W, H, sparsegpt([W], H, target).weights[0])
+                < _output_error(W, H, W * wanda([W], H.diagonal().sqrt(), target).kept[0]) * 1.001
+                < _output_error(W, H, W * target.select([W.abs()])[0][0]) * 1.001
             ), w.name

@@ -15,9 +15,9 @@ from fastcore.basics import patch
 
 from ..base.config import StudyError, nearest
 from ..base.text import Calibration
-from .calibration import walk
+from .calibration import iter_blocks
 from .masks import hash_weights, prunable
-from .pruning import all_finite, compensate, inverse_factor
+from .pruning import all_finite, inverse_factor, obs_update
 
 # %% ../../nbs/24_quantization.ipynb #24000005
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def gptq(
     grid: Grid,
 ) -> tuple:  # (list of `Codes`, notes: damping and dead inputs)
     "Round with error compensation (Frantar et al. 2023, algorithm 1)"
-    factor, damping, dead = inverse_factor(hessian)
+    factor = inverse_factor(hessian)
     # side by side as columns (inputs, outputs); each output keeps the unit of its matrix
     columns = torch.cat(matrices).T.contiguous()
     sizes = [len(matrix) for matrix in matrices]
@@ -177,13 +177,13 @@ def gptq(
     # round column by column, moving the later ones (equation 2)
     rounder = _ColumnRounder(columns, torch.cat(units), grid)
     width = grid.width(len(columns))
-    compensate(columns, factor, width, rounder._open_group)
+    obs_update(columns, factor.upper, width, rounder._open_group)
     # split by matrix, in (outputs, ...) orientation
     codes = rounder.codes.split(sizes, dim=1)
     scales = torch.stack(rounder.scales).split(sizes, dim=1)
     zeros = torch.stack(rounder.zeros).to(torch.uint8).split(sizes, dim=1)
     found = [Codes(c.T, s.T, z.T, width) for c, s, z in zip(codes, scales, zeros, strict=True)]
-    return found, dict(damping=damping, dead_inputs=int(dead.sum()))
+    return found, dict(damping=factor.damping, dead_inputs=int(factor.dead.sum()))
 
 # %% ../../nbs/24_quantization.ipynb #24000037
 class Quantized(Mapping):
@@ -237,16 +237,15 @@ def certify(self: Quantized, model) -> dict:
 def _quantize_by_blocks(model, weights, statistic, grid, calibration, precision, progress):
     "GPTQ in place, block by block: (codes by name, notes by first name of a group)"
     codes, notes = {}, {}
-    blocks = walk(model, calibration, weights, statistic, precision)
-    for block, i, total, groups in blocks:
-        for members, hessian in groups:
+    for block in iter_blocks(model, calibration, weights, statistic, precision):
+        for members, hessian in block.groups:
             matrices = [w.oriented(w.param.detach()).float() for w in members]
             found, notes[members[0].name] = gptq(matrices, hessian, grid)
             for w, c in zip(members, found, strict=True):
                 codes[w.name] = c
                 w.param.copy_(w.oriented(c.values()))
         if progress:
-            progress(block, i + 1, total)
+            progress(block.name, block.index + 1, block.total)
     return {w.name: codes[w.name] for w in weights}, notes
 
 # %% ../../nbs/24_quantization.ipynb #24000046

@@ -503,14 +503,14 @@ def _mode_callback(config, model, newly_initialized, bench):
     if config.pattern == "nm":
         target = dict(n_kept=config.n_kept, m_group=config.m_group)
     else:
-        target = dict(sparsity=config.sparsity, per=config.per)
+        target = dict(sparsity=config.sparsity, granularity=config.per)
     masks = make_masks(
         model,
         config.method,
         config.pattern,
         **target,
         head=reference,
-        fresh=newly_initialized,
+        newly_initialized=newly_initialized,
         rule="strict" if reference else "exact",
         seed=config.seed,
         calibration=bench.text,
