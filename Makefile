@@ -56,16 +56,16 @@ check: $(READY)
 readme: $(READY)
 	@BIN=$(BIN); $(RENDER) > README.md
 
-NB ?= 00_core 00_packages 00a_models 15_tasks 00c_experiments 00d_calibration 00e_questions 01_pruning 01a_quantization 01ab_compress 01b_transfer 01c_scoring 01cb_axes 01cc_harness 01e_runner 01ea_sweep 01eb_cli 01ec_appendix 40_measures 41_resampling 42_inference 43_study 44_claims 45_tables 46_plots 47_freeze 48_descriptive
+NB ?= $(basename $(notdir $(wildcard nbs/[1-5]*.ipynb)))
 execute: $(READY)
 	@for n in $(NB); do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
-	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
+	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.machinery.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 
 # The analysis notebooks read records only; figures/ follows from them.
 verdict: $(READY)
 	@for n in 07_true_gem 08_quantization 09_difficulty; do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
-	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
+	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.machinery.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
 	@$(BIN)/nbdev_clean
 	@$(BIN)/junkdna verdict
 

@@ -9,10 +9,11 @@ import torch
 from common import arguments, closing, interleaved
 from torch import nn
 
-from junkdna_nb.calibration import load_text
-from junkdna_nb.compress import PeakMemory
-from junkdna_nb.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
-from junkdna_nb.pruning import make_masks, prune_count
+from junkdna_nb.base.text import load_text
+from junkdna_nb.compression.compress import PeakMemory
+from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
+from junkdna_nb.compression.pruning import make_masks
+from junkdna_nb.compression.selection import prune_count
 
 args = arguments(repeats=2, windows=16, length=256, precision="auto")
 source = resolve_model("smollm2")

@@ -11,12 +11,18 @@ from pathlib import Path
 import torch
 from common import arguments, closing, interleaved
 
-from junkdna_nb.core import seed_everything
-from junkdna_nb.experiments import GlueConfig
-from junkdna_nb.models import load_classifier, load_tokenizer, resolve_model, resolve_precision
-from junkdna_nb.pruning import make_masks
+from junkdna_nb.base.records import seed_everything
+from junkdna_nb.base.experiments import GlueConfig
+from junkdna_nb.base.models import (
+    load_classifier,
+    load_tokenizer,
+    resolve_model,
+    resolve_precision,
+)
+from junkdna_nb.compression.pruning import make_masks
 from junkdna_nb.base.tasks import load_task
-from junkdna_nb.transfer import MaskCallback, encode, fine_tune
+from junkdna_nb.transfer.finetuning import encode, fine_tune
+from junkdna_nb.transfer.modes import MaskCallback
 
 args = arguments(n=960, repeats=3)
 glue = (Path(os.environ.get("JUNKDNA_MIRROR", "/nowhere")) / "nyu-mll" / "glue").is_dir()

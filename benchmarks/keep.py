@@ -14,13 +14,13 @@ from common import arguments, closing
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from junkdna_nb import transfer
-from junkdna_nb.pruning import make_masks
+from junkdna_nb.transfer import modes
+from junkdna_nb.compression.pruning import make_masks
 
 args = arguments(size="minilm,large", repeats=24)   # a third of them for the large model
 sizes = dict(minilm=dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
              large=dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096))
-spent, ours_in_turn, unmasked = 0.0, True, transfer._mask_gradient
+spent, ours_in_turn, unmasked = 0.0, True, modes._mask_gradient
 
 
 def timed(run):
@@ -37,7 +37,7 @@ def mask_gradient(keep):
     return lambda p: masked(p) if ours_in_turn else None
 
 
-transfer._mask_gradient = mask_gradient
+modes._mask_gradient = mask_gradient
 
 
 class Arguments:
@@ -73,7 +73,7 @@ for size in args.size.split(","):
             optimizer.zero_grad()
             return time.perf_counter() - start, spent
 
-        callback = transfer.MaskCallback(masks, mode)
+        callback = modes.MaskCallback(masks, mode)
         callback.on_train_begin(Arguments, TrainerState(), TrainerControl(), model=model, optimizer=optimizer)
         times = dict(ours=[], authors=[])
         for repeat in range(args.repeats // (3 if size == "large" else 1) + 1):

@@ -6,8 +6,8 @@ import torch
 from common import arguments, closing, encoder_weights, interleaved
 from torch import nn
 
-from junkdna_nb.compress import PeakMemory
-from junkdna_nb.pruning import nested_smallest, prune_count, smallest
+from junkdna_nb.compression.compress import PeakMemory
+from junkdna_nb.compression.selection import nested_smallest, prune_count, smallest
 
 args = arguments(levels=1, layers=24, anchors=1)
 weights = encoder_weights(args.layers)

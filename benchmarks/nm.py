@@ -2,7 +2,7 @@
 import torch
 from common import arguments, closing, encoder_weights, interleaved
 
-from junkdna_nb.pruning import n_of_m
+from junkdna_nb.compression.selection import n_of_m
 
 args = arguments(layers=24, n_kept=4, m_group=8)
 weights = encoder_weights(args.layers)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from junkdna_nb.core import environment
+from junkdna_nb.base.records import environment
 
 HERE = Path(__file__).parent
 RUNS = [("masks.py",), ("masks.py", "--levels", "9"), ("nm.py",), ("keep.py",), ("finetune.py", "--repeats", "2"), ("calibrated.py", "--repeats", "3"),

@@ -13,9 +13,15 @@ import numpy as np
 import torch
 from common import arguments, closing, interleaved
 
-from junkdna_nb.models import cast_, load_decoder, load_tokenizer, resolve_model
-from junkdna_nb.questions import demonstrations, load_questions, prompt, with_options, with_passages
-from junkdna_nb.scoring import Scorer, make_request
+from junkdna_nb.base.models import cast_, load_decoder, load_tokenizer, resolve_model
+from junkdna_nb.base.questions import (
+    demonstrations,
+    load_questions,
+    prompt,
+    with_options,
+    with_passages,
+)
+from junkdna_nb.decoding.scoring import Scorer, make_request
 
 args = arguments(n=40, shots=5, precision="fp32", context=0, batch_size=16, repeats=2)
 with contextlib.redirect_stderr(io.StringIO()):

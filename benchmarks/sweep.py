@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common import arguments, closing
 
-from junkdna_nb.core import load_runs
+from junkdna_nb.base.records import load_runs
 
 args = arguments(repeats=1, train=1150, jobs=2)
 BIN, NBS = Path(sys.executable).parent, Path(__file__).resolve().parents[1] / "nbs"

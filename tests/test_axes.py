@@ -8,12 +8,38 @@ import torch
 from conftest import ROOT, command, committed_files
 from test_scoring import decoder, naive
 
-from junkdna_nb import axes, scoring
-from junkdna_nb.core import StudyError, find_record, load_items, load_levels
-from junkdna_nb.experiments import SCORE_NAMES, TEMPLATES, ContextConfig, FormatConfig, OptionsConfig, ShotsConfig, closing_lines, get_experiment
-from junkdna_nb.models import cast_, load_decoder, load_tokenizer, resolve_model
-from junkdna_nb.questions import QUESTIONS, STYLES, chat_template, demonstrations, load_questions, prompt, with_options, with_passages
-from junkdna_nb.scoring import SCORES, Request, Scorer, generate_answers, make_request, score_options
+from junkdna_nb.decoding import axes, scoring
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.records import find_record, load_items, load_levels
+from junkdna_nb.base.experiments import (
+    SCORE_NAMES,
+    TEMPLATES,
+    ContextConfig,
+    FormatConfig,
+    OptionsConfig,
+    ShotsConfig,
+    closing_lines,
+    get_experiment,
+)
+from junkdna_nb.base.models import cast_, load_decoder, load_tokenizer, resolve_model
+from junkdna_nb.base.questions import (
+    QUESTIONS,
+    STYLES,
+    chat_template,
+    demonstrations,
+    load_questions,
+    prompt,
+    with_options,
+    with_passages,
+)
+from junkdna_nb.decoding.scoring import (
+    SCORES,
+    Request,
+    Scorer,
+    generate_answers,
+    make_request,
+    score_options,
+)
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +342,7 @@ def test_defaults_suit_every_task(mirror):
 
 def test_other_passages_are_nobodys(smollm2):
     "In 04 neither the others' passages nor the demonstrations' hold the answer"
-    from junkdna_nb.questions import holds_answer
+    from junkdna_nb.base.questions import holds_answer
     config = ContextConfig(max_eval=20, passages="1 10")
     data, _ = axes._askable(config)
     for c in axes._for_passages(config, data, prompt):

@@ -12,7 +12,7 @@ from conftest import ROOT
 from scipy import stats
 
 from junkdna_nb.base.tasks import TASKS
-from junkdna_nb.core import load_record, load_runs
+from junkdna_nb.base.records import load_record, load_runs
 from junkdna_nb.evidence.claims import (
     CLAIMS, MARGIN, SPARSITIES, Evidence, OnScale, at, judge, verdict_of)
 from junkdna_nb.evidence.freeze import changed, undeclared, write_lock

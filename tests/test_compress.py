@@ -13,12 +13,21 @@ from transformers import (AlbertConfig, AlbertForSequenceClassification, BertCon
                           RobertaConfig, RobertaForSequenceClassification, T5Config, T5ForConditionalGeneration)
 from transformers.pytorch_utils import Conv1D
 
-from junkdna_nb.calibration import Calibration, documents, load_text, perplexity, walk, window_losses
-from junkdna_nb.compress import compress, effective_bits
-from junkdna_nb.core import StudyError
-from junkdna_nb.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
-from junkdna_nb.pruning import Masks, Target, all_finite, erk_counts, inverse_factor, make_masks, prunable, prune_count, sparsegpt, wanda
-from junkdna_nb.quantization import Grid, gptq, quantize, quantize_
+from junkdna_nb.base.text import Calibration, documents, load_text
+from junkdna_nb.compression.calibration import perplexity, walk, window_losses
+from junkdna_nb.compression.compress import compress, effective_bits
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
+from junkdna_nb.compression.masks import Masks, prunable
+from junkdna_nb.compression.pruning import (
+    all_finite,
+    inverse_factor,
+    make_masks,
+    sparsegpt,
+    wanda,
+)
+from junkdna_nb.compression.selection import Target, erk_counts, prune_count
+from junkdna_nb.compression.quantization import Grid, gptq, quantize, quantize_
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50)
 FAMILIES = {

@@ -13,9 +13,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from junkdna_nb.core import (StudyError, check_writable, find_record, hold, load_items, load_record, load_runs, project_root, run_recorded, runs_dir, save_record,
-                             stale, temporary_for, unheld, write_atomic)
-from junkdna_nb.experiments import GlueConfig
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.records import (
+    find_record,
+    load_items,
+    load_record,
+    load_runs,
+    run_recorded,
+    save_record,
+)
+from junkdna_nb.base.storage import (
+    check_writable,
+    hold,
+    project_root,
+    runs_dir,
+    stale,
+    temporary_for,
+    unheld,
+    write_atomic,
+)
+from junkdna_nb.base.experiments import GlueConfig
 
 BAD = [("sparsity", 1.0), ("sparsity", -0.1), ("sparsity", float("nan")), ("sparsity", "80%"), ("sparsity", None), ("sparsity", True),
        ("data_share", 0), ("data_share", 1.01), ("data_share", "all"), ("seed", -1), ("seed", 1.5), ("seed", "x"), ("epochs", 0),
@@ -51,14 +68,14 @@ def test_digest_follows_what_matters(sparsity, seed, save_steps):
 
 
 def test_digest_is_stable_across_processes():
-    code = "from junkdna_nb.experiments import GlueConfig; print(GlueConfig(sparsity=0.5).digest)"
+    code = "from junkdna_nb.base.experiments import GlueConfig; print(GlueConfig(sparsity=0.5).digest)"
     outs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": str(i)}).stdout.strip()
             for i in range(3)}
     assert outs == {GlueConfig(sparsity=0.5).digest}
 
 
 def test_configuration_loads_nothing_heavy():
-    code = "import sys; from junkdna_nb.experiments import GlueConfig; GlueConfig(); print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
+    code = "import sys; from junkdna_nb.base.experiments import GlueConfig; GlueConfig(); print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -127,7 +144,7 @@ def test_root_is_found_from_anywhere(tmp_path, monkeypatch):
 
 WRITER = """
 import sys, pandas as pd
-from junkdna_nb.core import save_record
+from junkdna_nb.base.records import save_record
 for i in range(10**6):
     record = dict(schema_version=1, experiment='02_glue', name='x', digest='d', status='ok', config={}, metrics={}, environment={}, i=i, pad=['%09d' % i] * 20000)
     save_record(record, pd.DataFrame(dict(id=range(5000), i=i)))
@@ -166,7 +183,7 @@ def test_records_of_the_wrong_shape_are_skipped_too(runs, harm):
 
 
 def test_two_writers_of_one_file_do_not_disturb_each_other(runs):
-    code = "from junkdna_nb.core import write_atomic; [write_atomic(('{}', b'x' * 100000)) for _ in range(400)]".format(runs / "x")
+    code = "from junkdna_nb.base.storage import write_atomic; [write_atomic(('{}', b'x' * 100000)) for _ in range(400)]".format(runs / "x")
     both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [(p.communicate()[1], p.returncode) for p in both] == [("", 0)] * 2
     assert [p.name for p in runs.iterdir()] == ["x"]

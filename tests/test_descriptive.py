@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from junkdna_nb.core import StudyError, load_items
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.records import load_items
 from junkdna_nb.evidence.descriptive import (
     Flips, agreement, breaking_table, breaking_text, cartography, difficulty_table, flips,
     flips_table, isotonic_p, kept_samples, largest_rise, markdown, populations, sentences,
     special_records, steps_table, v_information)
 from junkdna_nb.evidence.plots import overlay, paper_points, split_condition, task_curves
 from junkdna_nb.evidence.study import Run, Study, TaskRuns
-from junkdna_nb.experiments import GlueConfig
+from junkdna_nb.base.experiments import GlueConfig
 
 
 def toy_task(right, n=8, seeds=(41,)):
@@ -102,7 +103,7 @@ def leaked_data(folder, leaked, rng):
 
 def test_v_information_of_a_leaked_and_of_a_shuffled_label(runs, tmp_path, monkeypatch):
     "Real fine-tuning; the labels, and so the model without text, are the same in both"
-    from junkdna_nb.transfer import run
+    from junkdna_nb.transfer.finetuning import run
 
     rng, found = np.random.default_rng(0), {}
     small = dict(max_train=160, max_eval=0, epochs=3, max_length=16, batch_size=8)

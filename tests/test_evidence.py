@@ -10,17 +10,27 @@ import pandas as pd
 import pytest
 from conftest import ROOT, command
 
-from junkdna_nb import core
-from junkdna_nb.cli import find_digest, main
-from junkdna_nb.core import (
-    Config, StudyError, arithmetic_of, comparable, find_baseline, find_record, load_record,
-    load_runs, machine_precision, new_record, param, record_places, run_recorded, save_record,
-    valid_record)
+from junkdna_nb.base import config, records
+from junkdna_nb.machinery.cli import find_digest, main
+from junkdna_nb.base.config import Config, StudyError, machine_precision, param
+from junkdna_nb.base.records import (
+    arithmetic_of,
+    comparable,
+    find_baseline,
+    find_record,
+    load_record,
+    load_runs,
+    new_record,
+    run_recorded,
+    save_record,
+    valid_record,
+)
+from junkdna_nb.base.storage import record_places
 from junkdna_nb.evidence.study import Study
-from junkdna_nb.experiments import EXPERIMENTS, GlueConfig, get_experiment
-from junkdna_nb.models import resolve_precision
-from junkdna_nb.runner import record_failure
-from junkdna_nb.sweep import make_plan, read_grid
+from junkdna_nb.base.experiments import EXPERIMENTS, GlueConfig, get_experiment
+from junkdna_nb.base.models import resolve_precision
+from junkdna_nb.machinery.runner import record_failure
+from junkdna_nb.machinery.grid import make_plan, read_grid
 
 TINY = ["max_train=64", "max_eval=32", "epochs=1", "max_length=32"]
 OTHER = dict(bf16="fp32", fp32="bf16")
@@ -120,7 +130,7 @@ def test_a_committed_record_stands_for_its_arithmetic_only(study, runs):
 def test_a_baseline_of_other_arithmetic_is_refused(study, runs, monkeypatch):
     record = headline()
     dense = GlueConfig.make(**record["config"]).baseline()
-    monkeypatch.setattr(core, "environment", lambda: find_record(dense, "bf16")["environment"])
+    monkeypatch.setattr(records, "environment", lambda: find_record(dense, "bf16")["environment"])
     assert find_baseline(dense, record["fingerprints"], "bf16")["digest"] == dense.digest
     assert find_baseline(dense, record["fingerprints"], "fp32") is None
     assert find_baseline(dense, dict(record["fingerprints"], data="other"), "bf16") is None
@@ -258,9 +268,9 @@ def test_clean_never_touches_the_study(runs, tmp_path, monkeypatch, capsys):
 
 
 def test_the_arithmetic_is_the_one_torch_would_use():
-    assert machine_precision() == resolve_precision() == core._torch_precision()
+    assert machine_precision() == resolve_precision() == config._torch_precision()
     assert [machine_precision(a) for a in ("bf16", "fp32")] == ["bf16", "fp32"]
-    code = "from junkdna_nb.experiments import GlueConfig; GlueConfig().name"
+    code = "from junkdna_nb.base.experiments import GlueConfig; GlueConfig().name"
     code += "; import sys; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False", "a name must not wait for torch"
@@ -271,14 +281,14 @@ KINDS = [({"avx512_bf16"}, "bf16"), ({"amx_tile"}, "bf16"), ({"avx2"}, "fp32")]
 
 @pytest.mark.parametrize("flags, expected", KINDS)
 def test_processors_of_either_kind(monkeypatch, flags, expected):
-    monkeypatch.setattr(core, "_ACCELERATORS", ())
-    monkeypatch.setattr(core, "processor_flags", lambda: flags)
-    core._hardware_precision.cache_clear()
+    monkeypatch.setattr(config, "_ACCELERATORS", ())
+    monkeypatch.setattr(config, "processor_flags", lambda: flags)
+    config._hardware_precision.cache_clear()
     try:
         assert GlueConfig().arithmetic == expected and f"-{expected}-" in GlueConfig().name
         assert GlueConfig(precision="fp32").arithmetic == "fp32"
     finally:
-        core._hardware_precision.cache_clear()
+        config._hardware_precision.cache_clear()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from statsmodels.stats.meta_analysis import combine_effects
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from junkdna_nb.core import StudyError
+from junkdna_nb.base.config import StudyError
 from junkdna_nb.evidence.inference import (
     Ordered,
     cluster,

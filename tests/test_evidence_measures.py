@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate, stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from junkdna_nb.core import StudyError
+from junkdna_nb.base.config import StudyError
 from junkdna_nb.evidence.measures import (
     METRICS,
     SCALES,

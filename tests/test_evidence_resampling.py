@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 from test_evidence_measures import ORACLES, sample
 
-from junkdna_nb.core import StudyError
+from junkdna_nb.base.config import StudyError
 from junkdna_nb.evidence.measures import score_estimates
 from junkdna_nb.evidence.resampling import (
     SeedVariance,

@@ -6,10 +6,17 @@ import zipfile
 import pytest
 import torch
 
-from junkdna_nb import packages
-from junkdna_nb.core import StudyError, cache_dir
-from junkdna_nb.models import ALIASES, check_model_name, load_classifier, load_tokenizer, resolve_model
-from junkdna_nb.packages import Packaged, fetch, read_member
+from junkdna_nb.base import packages
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.storage import cache_dir
+from junkdna_nb.base.models import (
+    ALIASES,
+    check_model_name,
+    load_classifier,
+    load_tokenizer,
+    resolve_model,
+)
+from junkdna_nb.base.packages import Packaged, fetch, read_member
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 from conftest import BIN, ROOT, command
 from jupyter_client import AsyncKernelManager
 
-from junkdna_nb.core import load_items, load_record, load_runs
-from junkdna_nb.experiments import EXPERIMENTS, GlueConfig
-from junkdna_nb.runner import _manager
+from junkdna_nb.base.records import load_items, load_record, load_runs
+from junkdna_nb.base.experiments import EXPERIMENTS, GlueConfig
+from junkdna_nb.machinery.runner import _manager
 
 NOTEBOOK = ROOT / "nbs" / "02_glue.ipynb"
 SMALL = [w for k, v in dict(max_train=32, max_eval=24, epochs=1, max_length=16).items() for w in ("-p", k, v)]
@@ -82,7 +82,7 @@ BAD = [("sparsty", "0.8", "unknown parameter 'sparsty'; did you mean 'sparsity'?
 @pytest.mark.parametrize("name,value,message", BAD, ids=lambda x: str(x)[:12])
 def test_bad_parameters_are_one_line_before_anything_heavy(runs, name, value, message):
     more = ["pattern=nm"] if name == "n_kept" else []
-    code = f"import sys; from junkdna_nb.cli import main; rc = main(['run', '02_glue', '{name}={value}', *{more}]); assert not {{'torch', 'transformers', 'datasets', 'papermill'}} & set(sys.modules); sys.exit(rc)"
+    code = f"import sys; from junkdna_nb.machinery.cli import main; rc = main(['run', '02_glue', '{name}={value}', *{more}]); assert not {{'torch', 'transformers', 'datasets', 'papermill'}} & set(sys.modules); sys.exit(rc)"
     done = subprocess.run([BIN / "python", "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and not runs.exists()
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr

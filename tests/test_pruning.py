@@ -10,9 +10,11 @@ from transformers import (BertConfig, BertForSequenceClassification, GPT2Config,
                           MPNetForSequenceClassification, OPTConfig, OPTForCausalLM, RobertaConfig, RobertaForSequenceClassification, T5Config,
                           T5ForConditionalGeneration)
 
-from junkdna_nb import pruning
-from junkdna_nb.core import StudyError
-from junkdna_nb.pruning import Masks, certify, hash_weights, make_masks, n_of_m, prunable, prune_count, smallest
+from junkdna_nb.compression import selection
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.compression.masks import Masks, certify, hash_weights, prunable
+from junkdna_nb.compression.pruning import make_masks
+from junkdna_nb.compression.selection import n_of_m, prune_count, smallest
 
 # Few distinct values, so that ties and zeros are the rule and not the exception.
 tied = st.sampled_from([0.0, 0.25, 0.5, 0.5, 1.0, 2.0])
@@ -231,19 +233,19 @@ KINDS = ["normal", "grid", "zeros", "constant", "heavy", "tiny", "bf16", "fp16",
 @pytest.mark.parametrize("aside", [0.05, 1.0])
 def test_sampled_brackets_give_the_same_masks(monkeypatch, kind, aside):
     "Small samples and blocks force every path: brackets, ties inside them, single-value brackets, histograms"
-    monkeypatch.setattr(pruning, "_SAMPLE", 3000)
-    monkeypatch.setattr(pruning, "_BLOCK", 777)
-    monkeypatch.setattr(pruning, "_ASIDE", aside)
+    monkeypatch.setattr(selection, "_SAMPLE", 3000)
+    monkeypatch.setattr(selection, "_BLOCK", 777)
+    monkeypatch.setattr(selection, "_ASIDE", aside)
     g = torch.Generator().manual_seed(1)
     scores = [values(kind, s, g) for s in ((101, 97), (1, 5000), (3000, 5), (64, 64))]
     scores[1] = scores[1].T.contiguous().T   # a view that is not contiguous
     n = sum(s.numel() for s in scores)
     ks = [0, 1, n // 100, n // 2, n // 2 + 1, int(0.7 * n), n - 1, n]
-    levels, _, _ = pruning.nested_smallest(scores, ks, absolute=True)
+    levels, _, _ = selection.nested_smallest(scores, ks, absolute=True)
     for i, k in enumerate(ks):
         expected = stable_sort_masks([s.abs() for s in scores], k)
         assert all(torch.equal(m > i, e) for m, e in zip(levels, expected)), (kind, k)
-        one, _, _ = pruning.nested_smallest(scores, [k], absolute=True)
+        one, _, _ = selection.nested_smallest(scores, [k], absolute=True)
         assert all(torch.equal(m.view(torch.bool), e) for m, e in zip(one, expected))
 
 
@@ -251,22 +253,22 @@ def test_keys_of_odd_numbers():
     "Negative zeros among scores that are not made absolute, doubles beyond float32, and what is not finite"
     x = torch.tensor([[0.0, -0.0, 3.0, 1.0], [-0.0, 2.0, 0.0, 5.0]])
     for k in range(9):
-        assert torch.equal(pruning.nested_smallest([x], [k])[0][0].view(torch.bool), stable_sort_masks([x], k)[0]), k
+        assert torch.equal(selection.nested_smallest([x], [k])[0][0].view(torch.bool), stable_sort_masks([x], k)[0]), k
     x = torch.tensor([[1e300, -1e-300, 2e300, 1.0], [-5e299, 1e-310, 0.0, 3.5e38]], dtype=torch.float64)
     for k in range(9):
-        assert torch.equal(pruning.nested_smallest([x], [k], absolute=True)[0][0].view(torch.bool), stable_sort_masks([x.abs()], k)[0]), k
+        assert torch.equal(selection.nested_smallest([x], [k], absolute=True)[0][0].view(torch.bool), stable_sort_masks([x.abs()], k)[0]), k
     for bad in (float("inf"), float("-inf"), float("nan")):
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             with pytest.raises(StudyError, match="NaN or infinite"):
-                pruning.nested_smallest([torch.tensor([[1.0, bad, 2.0]], dtype=dtype)], [1], absolute=True)
+                selection.nested_smallest([torch.tensor([[1.0, bad, 2.0]], dtype=dtype)], [1], absolute=True)
     with pytest.raises(StudyError, match="a score is negative"):
-        pruning.nested_smallest([torch.tensor([[1.0, -0.5, 2.0]])], [1])
+        selection.nested_smallest([torch.tensor([[1.0, -0.5, 2.0]])], [1])
 
 
 def test_a_bracket_that_misses_is_noticed(monkeypatch):
-    monkeypatch.setattr(pruning, "_brackets", lambda scores, ks, n, absolute: [(60000, 60001, 0.0)] * len(ks))
+    monkeypatch.setattr(selection, "_brackets", lambda scores, ks, n, absolute: [(60000, 60001, 0.0)] * len(ks))
     x = [torch.randn(50, 40, generator=torch.Generator().manual_seed(2))]
-    levels, _, _ = pruning.nested_smallest(x, [700], absolute=True)
+    levels, _, _ = selection.nested_smallest(x, [700], absolute=True)
     assert torch.equal(levels[0].view(torch.bool), stable_sort_masks([x[0].abs()], 700)[0])
 
 
@@ -284,7 +286,7 @@ def test_threads_change_nothing():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8, 16, 17, 40])
 def test_groups_of_every_size(monkeypatch, size):
-    monkeypatch.setattr(pruning, "_BLOCK", 500)
+    monkeypatch.setattr(selection, "_BLOCK", 500)
     x = (torch.randn(37, 83, generator=torch.Generator().manual_seed(4)) * 3).round() / 3
     for n in {1, max(1, size // 2), size}:
         (mask,), _ = n_of_m([x], n, size, absolute=True)

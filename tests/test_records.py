@@ -12,10 +12,10 @@ import yaml
 from conftest import ROOT, STUDY, command
 from matplotlib.testing.compare import compare_images
 
-from junkdna_nb.core import arithmetic_of, load_items, load_record, load_runs
+from junkdna_nb.base.records import arithmetic_of, load_items, load_record, load_runs
 from junkdna_nb.evidence.claims import CLAIMS
-from junkdna_nb.experiments import EXPERIMENTS, closing_lines, get_experiment
-from junkdna_nb.sweep import read_grid
+from junkdna_nb.base.experiments import EXPERIMENTS, closing_lines, get_experiment
+from junkdna_nb.machinery.grid import read_grid
 
 
 @pytest.fixture

@@ -7,10 +7,21 @@ from hypothesis import strategies as st
 from transformers import (BloomConfig, BloomForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM,
                           LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
-from junkdna_nb.core import StudyError
-from junkdna_nb.models import load_decoder, load_tokenizer, resolve_model
-from junkdna_nb.questions import QUESTIONS, Question, answer_f1, demonstrations, exact_match, load_questions, normalize_answer, prompt, with_options, with_passages
-from junkdna_nb.scoring import SCORES, Request, Scorer, make_request, score_options
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model
+from junkdna_nb.base.questions import (
+    QUESTIONS,
+    Question,
+    answer_f1,
+    demonstrations,
+    exact_match,
+    load_questions,
+    normalize_answer,
+    prompt,
+    with_options,
+    with_passages,
+)
+from junkdna_nb.decoding.scoring import SCORES, Request, Scorer, make_request, score_options
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50)
 DECODERS = {
@@ -209,7 +220,7 @@ def test_a_question_must_be_answerable():
 def test_a_missing_data_set_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    from junkdna_nb import questions
+    from junkdna_nb.base import questions
     questions._all_questions.cache_clear()
     with pytest.raises(StudyError, match="data of task 'piqa' was not found .* use a packaged task"):
         load_questions("piqa")

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from junkdna_nb.core import new_record, save_record
+from junkdna_nb.base.records import new_record, save_record
 from junkdna_nb.evidence.claims import CLAIMS, DATA_LEVELS, WORD_LEVELS, contrast_of
 from junkdna_nb.evidence.study import Run, Study, average, mean_of, orders, task_effect, usability
-from junkdna_nb.experiments import GlueConfig, OptionsConfig
-from junkdna_nb.sweep import read_grid
+from junkdna_nb.base.experiments import GlueConfig, OptionsConfig
+from junkdna_nb.machinery.grid import read_grid
 
 N = 200
 LABELS = np.arange(N) % 2

@@ -16,10 +16,11 @@ import pytest
 from conftest import BIN, ROOT, command
 from distributed import Client
 
-from junkdna_nb.core import load_items, load_record, load_runs
-from junkdna_nb.experiments import GlueConfig
-from junkdna_nb.runner import KernelStartError, Slot, Unborn, claim, run_notebook
-from junkdna_nb.sweep import make_plan, read_grid
+from junkdna_nb.base.records import load_items, load_record, load_runs
+from junkdna_nb.base.experiments import GlueConfig
+from junkdna_nb.machinery.runner import KernelStartError, claim, run_notebook
+from junkdna_nb.machinery.warm import Slot, Unborn
+from junkdna_nb.machinery.grid import make_plan, read_grid
 
 TINY = dict(max_train=64, max_eval=32, epochs=1, max_length=32)
 SIX = """
@@ -69,7 +70,7 @@ def kinds(pid):
             if depth:
                 found["run" if depth == 1 else "kernel"].append(child)
                 walk(child, depth + 1)
-            elif "junkdna_nb.runner" in words:
+            elif "junkdna_nb.machinery.warm" in words:
                 found["warm"].append(child)
                 walk(child, 1)
             else:
@@ -397,7 +398,7 @@ BAD = {
 
 @pytest.mark.parametrize("text,message", BAD.items(), ids=[m.split(":", 1)[1][1:30] for m in BAD.values()])
 def test_bad_grids_are_one_line_with_the_place(tmp_path, capsys, text, message):
-    from junkdna_nb.cli import main
+    from junkdna_nb.machinery.cli import main
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     assert main(["sweep", str(path)]) == 2
@@ -406,7 +407,7 @@ def test_bad_grids_are_one_line_with_the_place(tmp_path, capsys, text, message):
 
 
 def test_wrong_options_are_one_line(grid, capsys):
-    from junkdna_nb.cli import main
+    from junkdna_nb.machinery.cli import main
     for words, message in [(["--keep", "some"], "unknown keep 'some'"), (["--only", "faild"], "unknown only 'faild'; did you mean 'failed'?"), (["--resources", "GPU"], "resources='GPU' is not of the form"),
                            (["--resources", "GPU=1"], "resources need a cluster"), (["--block", "tinny"], "unknown block 'tinny'; did you mean 'tiny'?"), (["--jobs", "-1"], "jobs=-1 is out of range")]:
         assert main(["sweep", str(grid), "--dry-run", *words]) == 2
@@ -451,7 +452,7 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
     "A comment or a docstring does not make records stale; a statement does"
     package = tmp_path / "junkdna_nb"
     shutil.copytree(ROOT / "junkdna_nb", package, ignore=shutil.ignore_patterns("__pycache__"))
-    tell = lambda: subprocess.run([sys.executable, "-c", "from junkdna_nb.core import code_version; print(code_version())"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    tell = lambda: subprocess.run([sys.executable, "-c", "from junkdna_nb.base.records import code_version; print(code_version())"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     first, file = tell(), package / "pruning.py"
     file.write_text("# a comment\n" + file.read_text())
     assert tell() == first
@@ -494,7 +495,7 @@ def test_numbers_of_an_exclusion_may_be_written_in_any_way(tmp_path):
 
 def test_a_claim_is_dropped_by_a_kill(runs):
     config = GlueConfig()
-    code = "import time; from junkdna_nb.experiments import GlueConfig; from junkdna_nb.runner import claim\nwith claim(GlueConfig()): print('mine', flush=True); time.sleep(60)"
+    code = "import time; from junkdna_nb.base.experiments import GlueConfig; from junkdna_nb.machinery.runner import claim\nwith claim(GlueConfig()): print('mine', flush=True); time.sleep(60)"
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "mine\n"
 
@@ -511,7 +512,7 @@ def test_a_claim_is_dropped_by_a_kill(runs):
 
 def test_a_worker_that_sees_other_data_says_so(runs, monkeypatch):
     "The digest that was planned and the one a worker computes must agree"
-    from junkdna_nb.runner import perform
+    from junkdna_nb.machinery.runner import perform
     outcome = perform(dict(experiment="02_glue", params=dict(TINY), digest="0" * 12))
     assert outcome["status"] == "failed" and "sees another model, other data or other code" in outcome["error"] and not runs.exists()
     monkeypatch.delenv("JUNKDNA_MIRROR", raising=False)

@@ -32,8 +32,9 @@ from junkdna_nb.base.tasks import (
     task_version,
     tasks_overview,
 )
-from junkdna_nb.core import StudyError, load_record
-from junkdna_nb.experiments import GlueConfig, get_experiment
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.records import load_record
+from junkdna_nb.base.experiments import GlueConfig, get_experiment
 
 labels = st.lists(st.integers(0, 3), min_size=4, max_size=300)
 

@@ -4,13 +4,21 @@ import pytest
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
-from junkdna_nb.core import StudyError, load_items, load_runs
-from junkdna_nb.experiments import GlueConfig
-from junkdna_nb.models import load_classifier, load_tokenizer, resolve_model, resolve_precision
-from junkdna_nb.pruning import Masks, certify, make_masks, prunable
-from junkdna_nb.quantization import Grid
+from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.records import load_items, load_runs
+from junkdna_nb.base.experiments import GlueConfig
+from junkdna_nb.base.models import (
+    load_classifier,
+    load_tokenizer,
+    resolve_model,
+    resolve_precision,
+)
+from junkdna_nb.compression.masks import Masks, certify, prunable
+from junkdna_nb.compression.pruning import make_masks
+from junkdna_nb.compression.quantization import Grid
 from junkdna_nb.base.tasks import TASKS, load_task
-from junkdna_nb.transfer import MaskCallback, Mode, QuantizeCallback, encode, fine_tune, keep_words, last_checkpoint, run
+from junkdna_nb.transfer.finetuning import encode, fine_tune, keep_words, last_checkpoint, run
+from junkdna_nb.transfer.modes import MaskCallback, Mode, QuantizeCallback
 
 SMALL = dict(max_train=48, max_eval=40, epochs=2, max_length=24, batch_size=8)   # 6 steps an epoch
 
@@ -177,7 +185,7 @@ def test_equal_steps_whatever_the_share(bench, tmp_path, monkeypatch):
         config = GlueConfig(**SMALL, mode="dense", steps=9, data_share=share)
         model, _ = load_classifier(source, 2, config.seed)
         look = Rates()
-        monkeypatch.setattr("junkdna_nb.transfer.Progress", lambda label: look)
+        monkeypatch.setattr("junkdna_nb.transfer.finetuning.Progress", lambda label: look)
         part = train.select(range(round(48 * share)))
         trainer = fine_tune(model, part, tokenizer, config, tmp_path / str(share), precision="fp32")
         assert trainer.state.global_step == 9
@@ -280,7 +288,7 @@ def test_baseline_in_other_arithmetic_is_not_used(runs, capsys, monkeypatch):
     if resolve_precision() == "fp32":
         pytest.skip("this processor has one arithmetic only")
     run(GlueConfig(**SMALL, mode="dense"))
-    monkeypatch.setattr("junkdna_nb.transfer.resolve_precision", lambda asked: "fp32")
+    monkeypatch.setattr("junkdna_nb.transfer.finetuning.resolve_precision", lambda asked: "fp32")
     run(GlueConfig(**SMALL))
     assert "not found" in capsys.readouterr().out
 
@@ -416,14 +424,14 @@ def test_modes_have_the_documented_names():
 @pytest.mark.parametrize("mode", ["sparse_to_dense", "dense_frozen", "quantized"])
 def test_a_resumed_cell_certifies_the_start_of_training(runs, monkeypatch, mode):
     config = GlueConfig(**SMALL, mode=mode, sparsity=0.5, save_steps=3)
-    from junkdna_nb import transfer
-    real = transfer.Progress
+    from junkdna_nb.transfer import finetuning
+    real = finetuning.Progress
     run(config.but(mode="dense"))
-    monkeypatch.setattr(transfer, "Progress", lambda label: Stop(7))
+    monkeypatch.setattr(finetuning, "Progress", lambda label: Stop(7))
     with pytest.raises(KeyboardInterrupt):
         run(config)
     assert load_runs(status="failed").error.tolist() == ["KeyboardInterrupt"]
-    monkeypatch.setattr(transfer, "Progress", real)
+    monkeypatch.setattr(finetuning, "Progress", real)
     resumed = run(config)
     whole = run(config.but(save_steps=0))
     assert resumed["certificate"] == whole["certificate"] and resumed["items"]["sha256"] == whole["items"]["sha256"]

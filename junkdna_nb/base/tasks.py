@@ -21,9 +21,16 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import StudyError, find_file, listed, nearest, project_root, sha256_file
-from ..packages import (Packaged, dataset_version, fetch, mirrored, open_dataset,
-                                 read_member)
+from .config import StudyError, listed, nearest
+from .storage import find_file, project_root, sha256_file
+from junkdna_nb.base.packages import (
+    Packaged,
+    dataset_version,
+    fetch,
+    mirrored,
+    open_dataset,
+    read_member,
+)
 
 # %% ../../nbs/15_tasks.ipynb #6f2fde53
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 from scipy import stats
 
-from ..core import StudyError, nearest
+from ..base.config import StudyError, nearest
 from junkdna_nb.evidence.inference import (
     Tested,
     equivalence_p,

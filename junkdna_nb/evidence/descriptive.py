@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from ..core import StudyError, load_items
+from ..base.config import StudyError
+from ..base.records import load_items
 from .claims import SPARSITIES, at, judge
 from .inference import holm
 from .plots import amounts_of

@@ -14,7 +14,8 @@ import re
 from pathlib import Path
 
 from ..base.tasks import TASKS
-from ..core import StudyError, project_root, write_atomic
+from ..base.config import StudyError
+from ..base.storage import project_root, write_atomic
 
 _MODULES = ("measures", "resampling", "inference", "study", "claims")
 _LOCK = Path("nbs/configs/protocol.lock")

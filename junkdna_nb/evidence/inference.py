@@ -14,7 +14,7 @@ import numpy as np
 from scipy import optimize, stats
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from ..core import StudyError
+from ..base.config import StudyError
 
 # %% ../../nbs/42_inference.ipynb #fba53f7c
 def _weighted_q(values, variances, tau2) -> tuple:

@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.interpolate import CubicSpline
 from scipy.special import ndtr, ndtri
 
-from ..core import StudyError
+from ..base.config import StudyError
 
 # %% ../../nbs/40_measures.ipynb #b515c38a
 @dataclass(frozen=True)

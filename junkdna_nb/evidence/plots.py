@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import in_test, project_root, write_atomic
+from ..base.storage import in_test, project_root, write_atomic
 from .claims import ALPHA, MINIMAL_SOURCES
 from .measures import SCALE_NAMES, SCALES
 from .study import Term, average, task_effect, variances_of

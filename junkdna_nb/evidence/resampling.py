@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from ..core import StudyError
+from ..base.config import StudyError
 from .measures import METRICS, run_terms
 
 # %% ../../nbs/41_resampling.ipynb #38593f3c

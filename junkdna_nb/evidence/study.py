@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.tasks import TASKS
-from ..core import load_items, load_record, load_runs
+from ..base.records import load_items, load_record, load_runs
 from .inference import Meta, cluster, random_effects
 from junkdna_nb.evidence.measures import (
     Estimates,
