@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.tasks import TASKS
 from ..base.records import load_items, load_record, load_runs
+from ..base.tasks import TASKS
 from .inference import Meta, cluster, random_effects
 from junkdna_nb.evidence.measures import (
     Estimates,
