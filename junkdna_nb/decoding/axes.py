@@ -62,67 +62,138 @@ from junkdna_nb.decoding.scoring import (
 @dataclass(frozen=True)
 class Condition:
     "One way of asking all questions"
-    level: object       # of the axis: a number, or the name of a format
-    draw: int           # which order or choice of demonstrations
-    questions: tuple    # of `Question`, as asked
-    contexts: tuple     # a prompt for each
-    options: tuple = None   # the texts to choose from, for each; None: answered freely
 
-def _pool(data, q): return [s for s in data.shots if s.kind == q.kind] if data.task.by_kind else data.shots
+    level: object  # of the axis: a number, or the name of a format
+    draw: int  # which order or choice of demonstrations
+    questions: tuple  # of `Question`, as asked
+    contexts: tuple  # a prompt for each
+    options: tuple = None  # the texts to choose from, for each; None: answered freely
 
-def _most_shots(data): return min(len(_pool(data, q)) for q in {q.kind: q for q in data.asked}.values())
+
+def _pool(data, q):
+    return [s for s in data.shots if s.kind == q.kind] if data.task.by_kind else data.shots
+
+
+def _most_shots(data):
+    return min(len(_pool(data, q)) for q in {q.kind: q for q in data.asked}.values())
+
 
 def _shots(data, k, seed):
     "Question -> its demonstrations, drawn once for each kind"
     drawn = {}
-    if k > (most := _most_shots(data)): raise StudyError(f"shots={k} demonstrations are impossible for {'some kinds of ' if data.task.by_kind else ''}task {data.task.name!r} (allowed: 0 to {most})")
+    if k > (most := _most_shots(data)):
+        raise StudyError(
+            f"shots={k} demonstrations are impossible for {'some kinds of ' if data.task.by_kind else ''}task {data.task.name!r} (allowed: 0 to {most})"
+        )
+
     def shots(q):
-        kind = q.kind if data.task.by_kind else ''
-        if kind not in drawn: drawn[kind] = demonstrations(data, k, seed, q)
+        kind = q.kind if data.task.by_kind else ""
+        if kind not in drawn:
+            drawn[kind] = demonstrations(data, k, seed, q)
         return drawn[kind]
+
     return shots
+
 
 def _for_options(config, data, ask):
     for n in config.levels or range(2, _usual_options(data) + 1):
-        for draw in range(1 if config.style == 'cloze' else config.draws):
-            cut = lambda q: with_options(q, n, f'{config.seed}:{draw}', config.distractors)
-            shots, asked = _shots(data, config.shots, config.seed), tuple(cut(q) for q in data.asked)
-            yield Condition(n, draw, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
+        for draw in range(1 if config.style == "cloze" else config.draws):
+            cut = lambda q: with_options(q, n, f"{config.seed}:{draw}", config.distractors)
+            shots, asked = (
+                _shots(data, config.shots, config.seed),
+                tuple(cut(q) for q in data.asked),
+            )
+            yield Condition(
+                n,
+                draw,
+                asked,
+                tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked),
+                tuple(answer_texts(q, config.style) for q in asked),
+            )
+
 
 def _for_passages(config, data, ask):
-    orders = {kind: demonstrations(data, len(_pool(data, q)), config.seed, q) for kind, q in {q.kind: q for q in data.asked}.items()}
+    orders = {
+        kind: demonstrations(data, len(_pool(data, q)), config.seed, q)
+        for kind, q in {q.kind: q for q in data.asked}.items()
+    }
+
     @lru_cache(None)
     def shots(q):
-        found = tuple(islice((s for s in orders[q.kind] if s.passage != q.passage and not holds_answer(s.passage, q)), config.shots))
-        if len(found) < config.shots: raise StudyError(f"shots={config.shots}: question {q.id!r} has only {len(found)} demonstrations that do not hold its answer (allowed: 0 to {len(found)})")
+        found = tuple(
+            islice(
+                (
+                    s
+                    for s in orders[q.kind]
+                    if s.passage != q.passage and not holds_answer(s.passage, q)
+                ),
+                config.shots,
+            )
+        )
+        if len(found) < config.shots:
+            raise StudyError(
+                f"shots={config.shots}: question {q.id!r} has only {len(found)} demonstrations that do not hold its answer (allowed: 0 to {len(found)})"
+            )
         return found
+
     for n in config.levels:
+
         def shown(q):
             if not n:
                 return ()
-            return with_passages(data, q, n - 1, config.position, {s.passage for s in shots(q)}, config.distractors)
-        yield Condition(n, 0, data.asked, tuple(ask(q, shots(q), shown(q), n > 0) for q in data.asked))
+            return with_passages(
+                data, q, n - 1, config.position, {s.passage for s in shots(q)}, config.distractors
+            )
+
+        yield Condition(
+            n, 0, data.asked, tuple(ask(q, shots(q), shown(q), n > 0) for q in data.asked)
+        )
+
 
 def _for_shots(config, data, ask):
     for k in _possible(config, data):
         for draw in range(config.draws if k else 1):
-            shots = _shots(data, k, f'{config.seed}:{draw}')
-            yield Condition(k, draw, data.asked, tuple(ask(q, shots(q)) for q in data.asked), None if data.task.format == 'open' else tuple(q.options for q in data.asked))
+            shots = _shots(data, k, f"{config.seed}:{draw}")
+            yield Condition(
+                k,
+                draw,
+                data.asked,
+                tuple(ask(q, shots(q)) for q in data.asked),
+                None if data.task.format == "open" else tuple(q.options for q in data.asked),
+            )
 
-def _possible(config, data): return [k for k in config.levels if k <= _most_shots(data)]
+
+def _possible(config, data):
+    return [k for k in config.levels if k <= _most_shots(data)]
+
 
 def _for_formats(config, data, ask):
     shots = _shots(data, config.shots, config.seed)
     cut = lambda q: with_options(q, config.options, config.seed, config.distractors)
     asked = tuple(cut(q) for q in data.asked)
-    yield Condition('choice', 0, asked, tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked), tuple(answer_texts(q, config.style) for q in asked))
-    yield Condition('open', 0, data.asked, tuple(ask(q, shots(q)) for q in data.asked))
+    yield Condition(
+        "choice",
+        0,
+        asked,
+        tuple(ask(q, map(cut, shots(q)), style=config.style) for q in asked),
+        tuple(answer_texts(q, config.style) for q in asked),
+    )
+    yield Condition("open", 0, data.asked, tuple(ask(q, shots(q)) for q in data.asked))
 
-CONDITIONS = {'03_options': _for_options, '04_context': _for_passages, '05_kshot': _for_shots, '06_qa_format': _for_formats}
-_HARDEST = {'05_kshot': 0}   # the level that a record's main metric is taken from; the last one, but for demonstrations
 
-def _usual_options(data): return Counter(len(q.options) for q in data.asked).most_common(1)[0][0]
+CONDITIONS = {
+    "03_options": _for_options,
+    "04_context": _for_passages,
+    "05_kshot": _for_shots,
+    "06_qa_format": _for_formats,
+}
+_HARDEST = {
+    "05_kshot": 0
+}  # the level that a record's main metric is taken from; the last one, but for demonstrations
 
+
+def _usual_options(data):
+    return Counter(len(q.options) for q in data.asked).most_common(1)[0][0]
 
 # %% ../../nbs/33_axes.ipynb #362490a1
 def _enough_passages(config, data):
@@ -133,11 +204,13 @@ def _enough_passages(config, data):
         others = {p for p in data.library if p and p != q.passage and not holds_answer(p, q)}
         demonstrable = sum(s.passage in others for s in _pool(data, q))
         return len(others) >= needed and demonstrable >= config.shots
+
     return enough
+
 
 def _reason(config, least):
     "Why a question is not asked"
-    if config.experiment == '04_context' and config.kind != 'all':
+    if config.experiment == "04_context" and config.kind != "all":
         return f"too few passages or demonstrations of kind {config.kind} do not hold their answer"
     return f"they have fewer than {least} options"
 
@@ -145,247 +218,569 @@ def _reason(config, least):
 def _askable(config):
     "Which questions can be asked at every level, and notes on those that cannot"
     data = load_questions(config.task, 0, config.kind)
-    passages = config.experiment == '04_context'
-    free = config.experiment in ('04_context', '06_qa_format')
+    passages = config.experiment == "04_context"
+    free = config.experiment in ("04_context", "06_qa_format")
     # how many options the last level needs
-    least = config.options if config.experiment == '06_qa_format' else 0
-    if config.experiment == '03_options':
+    least = config.options if config.experiment == "06_qa_format" else 0
+    if config.experiment == "03_options":
         least = max(config.levels or [_usual_options(data)])
-    of_kind = passages and config.kind != 'all'
+    of_kind = passages and config.kind != "all"
     enough = _enough_passages(config, data) if of_kind else lambda q: True
 
     def keep(q):
         there = (q.answers or not free) and (q.passage or not passages)
         return len(q.options) >= least and there and enough(q)
+
     chosen = load_questions(config.task, config.max_eval, config.kind, keep)
     if not chosen.asked:
         _none_left(config, data, least)
     lost = data.available - chosen.available
     if not lost or not (least or of_kind):
         return chosen, []
-    return chosen, [f'{lost:,} of {data.available:,} questions are not asked: {_reason(config, least)}']
+    return chosen, [
+        f"{lost:,} of {data.available:,} questions are not asked: {_reason(config, least)}"
+    ]
+
 
 def _none_left(config, data, least):
     "Refuse a configuration that no question suits"
-    if config.experiment == '04_context' and not any(q.passage for q in data.asked):
-        raise StudyError(f"the questions of task {config.task!r} come without passages here ({data.origin})")
-    if config.experiment == '04_context':
-        raise StudyError(f"passages={config.passages!r}: no question of kind {config.kind!r} has so many "
-                         f"others without its answer (allowed: at most {len(data.library)})")
+    if config.experiment == "04_context" and not any(q.passage for q in data.asked):
+        raise StudyError(
+            f"the questions of task {config.task!r} come without passages here ({data.origin})"
+        )
+    if config.experiment == "04_context":
+        raise StudyError(
+            f"passages={config.passages!r}: no question of kind {config.kind!r} has so many "
+            f"others without its answer (allowed: at most {len(data.library)})"
+        )
     most = max(len(q.options) for q in data.asked)
-    raise StudyError(f"options={least}: no question of task {config.task!r} has so many options (allowed: at most {most})")
+    raise StudyError(
+        f"options={least}: no question of task {config.task!r} has so many options (allowed: at most {most})"
+    )
 
 # %% ../../nbs/33_axes.ipynb #bec00f0a
-def ask_all(model, tokenizer, conditions:list,   # of `Condition`
-            score:str='per_character',   # of `SCORES`: which one chooses
-            rendered:bool=False,         # prompts are rendered chat templates
-            memory:int=1 << 30,          # bytes beside the model
-            max_tokens:int=12,           # of a free answer
-            empty:str='Answer:',         # the prompt without a question
-            label:str='',                # of progress bars
-    ) -> pd.DataFrame:                   # one row per condition and question
+def ask_all(
+    model,
+    tokenizer,
+    conditions: list,  # of `Condition`
+    score: str = "per_character",  # of `SCORES`: which one chooses
+    rendered: bool = False,  # prompts are rendered chat templates
+    memory: int = 1 << 30,  # bytes beside the model
+    max_tokens: int = 12,  # of a free answer
+    empty: str = "Answer:",  # the prompt without a question
+    label: str = "",  # of progress bars
+) -> pd.DataFrame:  # one row per condition and question
     "Put every question under every condition"
-    lead, rows = '' if rendered else ' ', []
+    lead, rows = "" if rendered else " ", []
     choice, free = [c for c in conditions if c.options], [c for c in conditions if not c.options]
     if choice:
         scorer = Scorer(model, memory=memory)
-        if not scorer.share: print('note: this model does not take merged prompts; each is computed on its own', flush=True)
-        outcomes = iter(score_options(scorer, tokenizer, [x for c in choice for x in c.contexts], [[lead + t for t in texts] for c in choice for texts in c.options], [q.gold for c in choice for q in c.questions], empty, rendered, label))
+        if not scorer.share:
+            print(
+                "note: this model does not take merged prompts; each is computed on its own",
+                flush=True,
+            )
+        outcomes = iter(
+            score_options(
+                scorer,
+                tokenizer,
+                [x for c in choice for x in c.contexts],
+                [[lead + t for t in texts] for c in choice for texts in c.options],
+                [q.gold for c in choice for q in c.questions],
+                empty,
+                rendered,
+                label,
+            )
+        )
         for c in choice:
             for q, texts in zip(c.questions, c.options):
                 r = next(outcomes)
-                total = r['log_likelihoods'].astype(np.float32)
-                rows.append(dict(level=c.level, draw=c.draw, format='choice', id=q.id, kind=q.kind, options=len(texts), gold=q.gold, chosen=r[score]['chosen'], correct=float(r[score]['correct']), margin=r[score]['margin'],
-                                 **{f'chosen_{s}': r[s]['chosen'] for s in SCORES}, log_likelihoods=total, unconditional=(total - r['unconditional']['scores']).astype(np.float32),
-                                 tokens=r['tokens'].astype(np.int16), characters=np.array([len(t) for t in texts], np.int16), greedy=r['greedy']))
+                total = r["log_likelihoods"].astype(np.float32)
+                rows.append(
+                    dict(
+                        level=c.level,
+                        draw=c.draw,
+                        format="choice",
+                        id=q.id,
+                        kind=q.kind,
+                        options=len(texts),
+                        gold=q.gold,
+                        chosen=r[score]["chosen"],
+                        correct=float(r[score]["correct"]),
+                        margin=r[score]["margin"],
+                        **{f"chosen_{s}": r[s]["chosen"] for s in SCORES},
+                        log_likelihoods=total,
+                        unconditional=(total - r["unconditional"]["scores"]).astype(np.float32),
+                        tokens=r["tokens"].astype(np.int16),
+                        characters=np.array([len(t) for t in texts], np.int16),
+                        greedy=r["greedy"],
+                    )
+                )
     for c in free:
-        for q, a in zip(c.questions, generate_answers(model, tokenizer, c.contexts, max_tokens, memory, rendered, f'{label} {c.level}' if label else '')):
-            rows.append(dict(level=c.level, draw=c.draw, format='open', id=q.id, kind=q.kind, answer=a, correct=exact_match(a, q.answers), f1=answer_f1(a, q.answers)))
+        for q, a in zip(
+            c.questions,
+            generate_answers(
+                model,
+                tokenizer,
+                c.contexts,
+                max_tokens,
+                memory,
+                rendered,
+                f"{label} {c.level}" if label else "",
+            ),
+        ):
+            rows.append(
+                dict(
+                    level=c.level,
+                    draw=c.draw,
+                    format="open",
+                    id=q.id,
+                    kind=q.kind,
+                    answer=a,
+                    correct=exact_match(a, q.answers),
+                    f1=answer_f1(a, q.answers),
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/33_axes.ipynb #e07cc266
-def summarise(items:pd.DataFrame,   # of `ask_all`
-              dense=None,           # the dense model's, on the same questions
-    ) -> list:                      # a dict for each level, in order
+def summarise(
+    items: pd.DataFrame,  # of `ask_all`
+    dense=None,  # the dense model's, on the same questions
+) -> list:  # a dict for each level, in order
     "Scores of all levels, and their comparison with the dense model's"
     out = []
-    for level, part in items.groupby('level', sort=False):
-        value, se, n = _mean(part, 'correct')
-        free = part['format'].iloc[0] == 'open'
-        by_draw = part.groupby('draw')['correct'].mean()
-        row = dict(level=level, metric='exact_match' if free else 'accuracy', value=value, se=se, n=n, n_draws=len(by_draw), draw_sd=float(by_draw.std()) if len(by_draw) > 1 else None,
-                   chance=0.0 if free else float((1/part['options']).mean()))
-        if free: row |= dict(zip(('f1', 'f1_se'), _mean(part, 'f1')))
-        else: row |= {s: float((part[f'chosen_{s}'] == part['gold']).mean()) for s in SCORES} | dict(greedy=float(np.mean([g[int(i)] for g, i in zip(part['greedy'], part['gold'])])))
-        if dense is not None: row |= _against(part, dense[dense['level'] == level], row)
+    for level, part in items.groupby("level", sort=False):
+        value, se, n = _mean(part, "correct")
+        free = part["format"].iloc[0] == "open"
+        by_draw = part.groupby("draw")["correct"].mean()
+        row = dict(
+            level=level,
+            metric="exact_match" if free else "accuracy",
+            value=value,
+            se=se,
+            n=n,
+            n_draws=len(by_draw),
+            draw_sd=float(by_draw.std()) if len(by_draw) > 1 else None,
+            chance=0.0 if free else float((1 / part["options"]).mean()),
+        )
+        if free:
+            row |= dict(zip(("f1", "f1_se"), _mean(part, "f1")))
+        else:
+            row |= {s: float((part[f"chosen_{s}"] == part["gold"]).mean()) for s in SCORES} | dict(
+                greedy=float(np.mean([g[int(i)] for g, i in zip(part["greedy"], part["gold"])]))
+            )
+        if dense is not None:
+            row |= _against(part, dense[dense["level"] == level], row)
         out.append(row)
     return out
 
+
 def _mean(part, column):
     "(mean, its standard error over questions, number of questions)"
-    x = part.groupby('id', sort=False)[column].mean().to_numpy()
-    return float(x.mean()), float(x.std(ddof=1)/len(x)**0.5) if len(x) > 1 else 0.0, len(x)
+    x = part.groupby("id", sort=False)[column].mean().to_numpy()
+    return float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else 0.0, len(x)
+
 
 def _against(part, dense, row):
-    if list(part['id']) != list(dense['id']) or list(part['draw']) != list(dense['draw']): raise StudyError('the dense record was asked other questions; delete it and run again')
-    a, b = (x.groupby('id', sort=False)['correct'].mean().to_numpy() for x in (dense, part))
-    base, chance = float(a.mean()), row['chance']
-    out = dict(dense_value=base, dense_se=float(a.std(ddof=1)/len(a)**0.5) if len(a) > 1 else 0.0, drop=base - row['value'], drop_se=float((a - b).std(ddof=1)/len(a)**0.5) if len(a) > 1 else 0.0)
-    if base > 0: out |= dict(relative_performance=100*row['value']/base, relative_se=100*float((b - row['value']/base*a).std(ddof=1))/base/len(a)**0.5)   # of a ratio of means, by the delta method
-    if base > chance: out |= dict(chance_normalised_drop=(base - row['value'])/(base - chance))
-    if row['metric'] == 'accuracy' and 'log_likelihoods' in dense:
-        told = lambda x: [dict(tokens=r.tokens, said=dict(scores=np.asarray(r.log_likelihoods, float), chosen=r.chosen, correct=bool(r.correct))) for r in x.itertuples()]
-        out |= {k: v for k, v in compare_choices(told(dense), told(part), 'said').items() if k in ('flips', 'lost', 'gained', 'kl')}
-    else: out |= dict(lost=float((dense['correct'].to_numpy() > part['correct'].to_numpy()).mean()), gained=float((part['correct'].to_numpy() > dense['correct'].to_numpy()).mean()))
+    if list(part["id"]) != list(dense["id"]) or list(part["draw"]) != list(dense["draw"]):
+        raise StudyError("the dense record was asked other questions; delete it and run again")
+    a, b = (x.groupby("id", sort=False)["correct"].mean().to_numpy() for x in (dense, part))
+    base, chance = float(a.mean()), row["chance"]
+    out = dict(
+        dense_value=base,
+        dense_se=float(a.std(ddof=1) / len(a) ** 0.5) if len(a) > 1 else 0.0,
+        drop=base - row["value"],
+        drop_se=float((a - b).std(ddof=1) / len(a) ** 0.5) if len(a) > 1 else 0.0,
+    )
+    if base > 0:
+        out |= dict(
+            relative_performance=100 * row["value"] / base,
+            relative_se=100
+            * float((b - row["value"] / base * a).std(ddof=1))
+            / base
+            / len(a) ** 0.5,
+        )  # of a ratio of means, by the delta method
+    if base > chance:
+        out |= dict(chance_normalised_drop=(base - row["value"]) / (base - chance))
+    if row["metric"] == "accuracy" and "log_likelihoods" in dense:
+        told = lambda x: [
+            dict(
+                tokens=r.tokens,
+                said=dict(
+                    scores=np.asarray(r.log_likelihoods, float),
+                    chosen=r.chosen,
+                    correct=bool(r.correct),
+                ),
+            )
+            for r in x.itertuples()
+        ]
+        out |= {
+            k: v
+            for k, v in compare_choices(told(dense), told(part), "said").items()
+            if k in ("flips", "lost", "gained", "kl")
+        }
+    else:
+        out |= dict(
+            lost=float((dense["correct"].to_numpy() > part["correct"].to_numpy()).mean()),
+            gained=float((part["correct"].to_numpy() > dense["correct"].to_numpy()).mean()),
+        )
     return out
 
 # %% ../../nbs/33_axes.ipynb #4caf17b9
 @dataclass(frozen=True)
 class _Bench:
     "What a run and its dense baseline share"
+
     source: ModelSource
     data: QuestionData
     tokenizer: object
-    conditions: list     # of `Condition`
-    longest: dict        # level -> tokens of its longest prompt
-    room: int            # tokens of the model's context
+    conditions: list  # of `Condition`
+    longest: dict  # level -> tokens of its longest prompt
+    room: int  # tokens of the model's context
     precision: str
     notes: list
     scale: str
+
     @property
-    def fingerprints(self): return dict(model=self.source.fingerprint, data=self.data.fingerprint, prompts=self.prompts)
+    def fingerprints(self):
+        return dict(model=self.source.fingerprint, data=self.data.fingerprint, prompts=self.prompts)
+
     @property
     def prompts(self):
         "SHA-256 of everything that is put to the model"
-        return hashlib.sha256(json.dumps([[c.level, c.draw, c.contexts, c.options, [q.gold for q in c.questions] if c.options else None] for c in self.conditions]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(
+                [
+                    [
+                        c.level,
+                        c.draw,
+                        c.contexts,
+                        c.options,
+                        [q.gold for q in c.questions] if c.options else None,
+                    ]
+                    for c in self.conditions
+                ]
+            ).encode()
+        ).hexdigest()
+
 
 def _open(config):
     from transformers import AutoConfig
+
     data, notes = _askable(config)
     source = resolve_model(config.model)
     tokenizer = load_tokenizer(source)
-    chat = chat_template(tokenizer) if config.template == 'chat' else None
-    room = getattr(AutoConfig.from_pretrained(source.folder, trust_remote_code=False).get_text_config(), 'max_position_embeddings', None) or 10**9
-    if config.experiment == '05_kshot' and (lost := [k for k in config.levels if k > _most_shots(data)]):
-        if len(lost) == len(config.levels): raise StudyError(f"shots={config.shots!r}: task {data.task.name!r} has {_most_shots(data)} demonstrations for some questions (allowed: 0 to {_most_shots(data)})")
-        notes.append(f"level{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))} left out: there are only {_most_shots(data)} demonstrations for some questions")
-    conditions, longest = list(CONDITIONS[config.experiment](config, data, partial(prompt, chat=chat))), {}
+    chat = chat_template(tokenizer) if config.template == "chat" else None
+    room = (
+        getattr(
+            AutoConfig.from_pretrained(source.folder, trust_remote_code=False).get_text_config(),
+            "max_position_embeddings",
+            None,
+        )
+        or 10**9
+    )
+    if config.experiment == "05_kshot" and (
+        lost := [k for k in config.levels if k > _most_shots(data)]
+    ):
+        if len(lost) == len(config.levels):
+            raise StudyError(
+                f"shots={config.shots!r}: task {data.task.name!r} has {_most_shots(data)} demonstrations for some questions (allowed: 0 to {_most_shots(data)})"
+            )
+        notes.append(
+            f"level{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))} left out: there are only {_most_shots(data)} demonstrations for some questions"
+        )
+    conditions, longest = (
+        list(CONDITIONS[config.experiment](config, data, partial(prompt, chat=chat))),
+        {},
+    )
     for c in conditions:
-        answers = [max(len(tokenizer(' ' + o)['input_ids']) for o in options) for options in c.options] if c.options else [config.max_tokens]*len(c.contexts)
-        longest[c.level] = max(longest.get(c.level, 0), *(len(tokenizer(text)['input_ids']) + a for text, a in zip(c.contexts, answers)))
+        answers = (
+            [max(len(tokenizer(" " + o)["input_ids"]) for o in options) for options in c.options]
+            if c.options
+            else [config.max_tokens] * len(c.contexts)
+        )
+        longest[c.level] = max(
+            longest.get(c.level, 0),
+            *(len(tokenizer(text)["input_ids"]) + a for text, a in zip(c.contexts, answers)),
+        )
     tight = [level for level, tokens in longest.items() if tokens > room]
     if tight:
-        if len(tight) == len(longest): raise StudyError(f"no level fits the model's context of {room:,} tokens (the shortest needs {min(longest.values()):,}): ask with fewer shots or another model")
-        notes.append(f"level{'s' if len(tight) > 1 else ''} {', '.join(map(str, tight))} left out: up to {max(longest.values()):,} tokens, the model's context has {room:,}")
+        if len(tight) == len(longest):
+            raise StudyError(
+                f"no level fits the model's context of {room:,} tokens (the shortest needs {min(longest.values()):,}): ask with fewer shots or another model"
+            )
+        notes.append(
+            f"level{'s' if len(tight) > 1 else ''} {', '.join(map(str, tight))} left out: up to {max(longest.values()):,} tokens, the model's context has {room:,}"
+        )
     conditions = [c for c in conditions if c.level not in tight]
     notes = [*data.notes, *notes]
     levels = list(dict.fromkeys(c.level for c in conditions))
-    shots = f", {config.shots} demonstrations" if isinstance(getattr(config, 'shots', None), int) else ''
-    scale = (f"{config.model} ({count_parameters(source)/1e6:.1f} M parameters), {config.task}{'' if config.kind == 'all' else ' ' + config.kind}, {len(data.asked):,} of {data.available:,} questions, "
-             f"{config.axis or 'format'} {' '.join(map(str, levels))}{shots}, {config.template} prompts, seed {config.seed}" + ''.join(f'; {n}' for n in notes))
-    return _Bench(source, data, tokenizer, conditions, {k: v for k, v in longest.items() if k not in tight}, room, resolve_precision(config.precision), notes, scale)
+    shots = (
+        f", {config.shots} demonstrations"
+        if isinstance(getattr(config, "shots", None), int)
+        else ""
+    )
+    scale = (
+        f"{config.model} ({count_parameters(source) / 1e6:.1f} M parameters), {config.task}{'' if config.kind == 'all' else ' ' + config.kind}, {len(data.asked):,} of {data.available:,} questions, "
+        f"{config.axis or 'format'} {' '.join(map(str, levels))}{shots}, {config.template} prompts, seed {config.seed}"
+        + "".join(f"; {n}" for n in notes)
+    )
+    return _Bench(
+        source,
+        data,
+        tokenizer,
+        conditions,
+        {k: v for k, v in longest.items() if k not in tight},
+        room,
+        resolve_precision(config.precision),
+        notes,
+        scale,
+    )
+
 
 def _compress(config, model, tokenizer, precision):
     "Compress as the configuration says; a `Report`"
-    if config.rounds: how = dict(bits=config.bits, group_size=config.group_size, symmetric=config.symmetric)
-    elif config.pattern == 'nm': how = dict(pattern='nm', n_kept=config.n_kept, m_group=config.m_group)
-    else: how = dict(sparsity=config.sparsity, granularity=config.per)
-    text = None if 'calibration' in config.idle() else load_text(tokenizer, config.calibration, windows=config.calibration_windows, length=config.calibration_length, seed=config.seed)
-    return compress(model, config.method, **how, calibration=text, seed=config.seed, precision=precision)
+    if config.rounds:
+        how = dict(bits=config.bits, group_size=config.group_size, symmetric=config.symmetric)
+    elif config.pattern == "nm":
+        how = dict(pattern="nm", n_kept=config.n_kept, m_group=config.m_group)
+    else:
+        how = dict(sparsity=config.sparsity, granularity=config.per)
+    text = (
+        None
+        if "calibration" in config.idle()
+        else load_text(
+            tokenizer,
+            config.calibration,
+            windows=config.calibration_windows,
+            length=config.calibration_length,
+            seed=config.seed,
+        )
+    )
+    return compress(
+        model, config.method, **how, calibration=text, seed=config.seed, precision=precision
+    )
+
 
 def _cell(config, record, bench, dense=None):
     "Load, compress, ask; fills the record and returns the items"
     import time
-    record |= dict(scale=bench.scale, fingerprints=bench.fingerprints, notes=bench.notes, origin=dict(model=bench.source.kind, data=bench.data.origin), environment=dict(precision=bench.precision),
-                   context=dict(room=bench.room, longest={str(k): v for k, v in bench.longest.items()}))
-    clock, timings = time.perf_counter(), record['timings']
+
+    record |= dict(
+        scale=bench.scale,
+        fingerprints=bench.fingerprints,
+        notes=bench.notes,
+        origin=dict(model=bench.source.kind, data=bench.data.origin),
+        environment=dict(precision=bench.precision),
+        context=dict(room=bench.room, longest={str(k): v for k, v in bench.longest.items()}),
+    )
+    clock, timings = time.perf_counter(), record["timings"]
+
     def lap(name):
         nonlocal clock
-        now = time.perf_counter(); timings[name] = round(now - clock, 3); clock = now
+        now = time.perf_counter()
+        timings[name] = round(now - clock, 3)
+        clock = now
+
     seed_everything(config.seed)
     model = load_decoder(bench.source)
-    if torch.cuda.is_available(): model.cuda()
-    lap('load_s')
-    report = None if config.method == 'none' else _compress(config, model, bench.tokenizer, bench.precision)
-    if bench.precision == 'bf16': cast_(model, torch.bfloat16)
-    lap('compress_s')
-    chat = chat_template(bench.tokenizer) if config.template == 'chat' else None
-    items = ask_all(model, bench.tokenizer, bench.conditions, config.score, chat is not None, config.memory_mb << 20, getattr(config, 'max_tokens', 12), chat([dict(role='user', content='Answer:')]) if chat else 'Answer:', f"{'dense' if report is None else config.method:<10}")
-    lap('ask_s')
-    record['levels'] = summarise(items, load_items(dense) if dense else None)
-    for level in record['levels']:
-        human = bench.data.task.human.get(level['metric']) if _as_humans(config, bench.data, level['level']) else None
-        record['metrics'][f"{level['metric']}_{level['level']}"] = dict(value=level['value'], se=level['se'], n=level['n'], chance=level['chance'], human=human)
-    hard = record['levels'][_HARDEST.get(config.experiment, -1)]
-    record['metric'] = f"{hard['metric']}_{hard['level']}"
-    record['human_source'] = bench.data.task.human_source or None
+    if torch.cuda.is_available():
+        model.cuda()
+    lap("load_s")
+    report = (
+        None
+        if config.method == "none"
+        else _compress(config, model, bench.tokenizer, bench.precision)
+    )
+    if bench.precision == "bf16":
+        cast_(model, torch.bfloat16)
+    lap("compress_s")
+    chat = chat_template(bench.tokenizer) if config.template == "chat" else None
+    items = ask_all(
+        model,
+        bench.tokenizer,
+        bench.conditions,
+        config.score,
+        chat is not None,
+        config.memory_mb << 20,
+        getattr(config, "max_tokens", 12),
+        chat([dict(role="user", content="Answer:")]) if chat else "Answer:",
+        f"{'dense' if report is None else config.method:<10}",
+    )
+    lap("ask_s")
+    record["levels"] = summarise(items, load_items(dense) if dense else None)
+    for level in record["levels"]:
+        human = (
+            bench.data.task.human.get(level["metric"])
+            if _as_humans(config, bench.data, level["level"])
+            else None
+        )
+        record["metrics"][f"{level['metric']}_{level['level']}"] = dict(
+            value=level["value"], se=level["se"], n=level["n"], chance=level["chance"], human=human
+        )
+    hard = record["levels"][_HARDEST.get(config.experiment, -1)]
+    record["metric"] = f"{hard['metric']}_{hard['level']}"
+    record["human_source"] = bench.data.task.human_source or None
     if report:
-        record['compression'] = report.summary()
-        record['effective_bits'] = report.effective_bits
-        brief = lambda c: {k: v for k, v in c.items() if k != 'layers'}
-        record['certificate'] = dict(pruning=brief(report.certificate), evaluation=brief(certify(model, report.masks) if report.masks else report.quantized.certify(model)))
-        record['relative'] = dict(metric=record['metric'], dense_digest=dense['digest'], dense_items_sha256=dense['items']['sha256'], **{k: hard[k] for k in ('dense_value', 'dense_se', 'relative_performance', 'relative_se', 'chance_normalised_drop') if k in hard})
-    if config.experiment == '06_qa_format': record['paired'] = paired(items)
-    lap('score_s')
-    return items if config.probabilities else items.drop(columns=list(_PROBABILITIES), errors='ignore')
+        record["compression"] = report.summary()
+        record["effective_bits"] = report.effective_bits
+        brief = lambda c: {k: v for k, v in c.items() if k != "layers"}
+        record["certificate"] = dict(
+            pruning=brief(report.certificate),
+            evaluation=brief(
+                certify(model, report.masks) if report.masks else report.quantized.certify(model)
+            ),
+        )
+        record["relative"] = dict(
+            metric=record["metric"],
+            dense_digest=dense["digest"],
+            dense_items_sha256=dense["items"]["sha256"],
+            **{
+                k: hard[k]
+                for k in (
+                    "dense_value",
+                    "dense_se",
+                    "relative_performance",
+                    "relative_se",
+                    "chance_normalised_drop",
+                )
+                if k in hard
+            },
+        )
+    if config.experiment == "06_qa_format":
+        record["paired"] = paired(items)
+    lap("score_s")
+    return (
+        items if config.probabilities else items.drop(columns=list(_PROBABILITIES), errors="ignore")
+    )
 
-_PROBABILITIES = ('margin', 'log_likelihoods', 'unconditional', 'tokens', 'characters', 'greedy')   # columns that only `probabilities` keeps
+
+_PROBABILITIES = (
+    "margin",
+    "log_likelihoods",
+    "unconditional",
+    "tokens",
+    "characters",
+    "greedy",
+)  # columns that only `probabilities` keeps
+
 
 def _as_humans(config, data, level):
     "Were people whose score is published asked in this way? With all options, with the passage if there is one"
-    return {'03_options': all(len(q.options) == level for q in data.asked), '04_context': level == 1, '05_kshot': not data.task.passages}.get(config.experiment, False)
+    return {
+        "03_options": all(len(q.options) == level for q in data.asked),
+        "04_context": level == 1,
+        "05_kshot": not data.task.passages,
+    }.get(config.experiment, False)
 
-def paired(items:pd.DataFrame) -> dict:   # of 06: counts of facts, and their shares
+
+def paired(items: pd.DataFrame) -> dict:  # of 06: counts of facts, and their shares
     "The same fact asked in two formats: right in both, in one, in none"
-    a, b = (items[items['format'] == f].set_index('id')['correct'] for f in ('choice', 'open'))
+    a, b = (items[items["format"] == f].set_index("id")["correct"] for f in ("choice", "open"))
     b = b.loc[a.index]
     n, gap = len(a), (a - b).to_numpy()
-    return dict(n=n, both=int((a*b).sum()), choice_only=int((a*(1 - b)).sum()), open_only=int((b*(1 - a)).sum()), neither=int(((1 - a)*(1 - b)).sum()), difference=float(gap.mean()), difference_se=float(gap.std(ddof=1)/n**0.5) if n > 1 else 0.0)
+    return dict(
+        n=n,
+        both=int((a * b).sum()),
+        choice_only=int((a * (1 - b)).sum()),
+        open_only=int((b * (1 - a)).sum()),
+        neither=int(((1 - a) * (1 - b)).sum()),
+        difference=float(gap.mean()),
+        difference_se=float(gap.std(ddof=1) / n**0.5) if n > 1 else 0.0,
+    )
 
-def run(config:DecoderConfig) -> dict:
+
+def run(config: DecoderConfig) -> dict:
     "One run of an experiment with a decoder, and its dense baseline if there is none yet; returns the record"
-    return run_with_baseline(config, _open, _cell, 'asking')
-
+    return run_with_baseline(config, _open, _cell, "asking")
 
 # %% ../../nbs/33_axes.ipynb #0b069f2a
-_COMPRESSION = {'method', 'pattern', 'sparsity', 'granularity', 'n_kept', 'm_group', 'bits', 'group_size', 'symmetric', 'calibration', 'calibration_windows', 'calibration_length'}
+_COMPRESSION = {
+    "method",
+    "pattern",
+    "sparsity",
+    "granularity",
+    "n_kept",
+    "m_group",
+    "bits",
+    "group_size",
+    "symmetric",
+    "calibration",
+    "calibration_windows",
+    "calibration_length",
+}
 
-def siblings(record:dict) -> pd.DataFrame:   # one row per run and level, with a column `how`
+
+def siblings(record: dict) -> pd.DataFrame:  # one row per run and level, with a column `how`
     "All runs that differ from this one in the compression only, with their dense model"
-    rows = comparable(load_levels(record['experiment']), record)
-    for field in set(record['config']) - _COMPRESSION - set(record['unused']): rows = rows[rows[field] == record['config'][field]]
-    rows = rows[[f == record['fingerprints'] for f in rows['fingerprints']]]
+    rows = comparable(load_levels(record["experiment"]), record)
+    for field in set(record["config"]) - _COMPRESSION - set(record["unused"]):
+        rows = rows[rows[field] == record["config"][field]]
+    rows = rows[[f == record["fingerprints"] for f in rows["fingerprints"]]]
+
     def how(r):
-        if r.method == 'none': return 'dense'
-        if r.method in ('rtn', 'gptq'): return f'{r.method}, {r.bits:.0f} bits'
-        return f'{r.method}, {r.n_kept:.0f} of {r.m_group:.0f}' if r.pattern == 'nm' else f"{r.method}, {r.sparsity:.0%}{'' if r.granularity == 'auto' else ', ' + r.granularity}"
+        if r.method == "none":
+            return "dense"
+        if r.method in ("rtn", "gptq"):
+            return f"{r.method}, {r.bits:.0f} bits"
+        return (
+            f"{r.method}, {r.n_kept:.0f} of {r.m_group:.0f}"
+            if r.pattern == "nm"
+            else f"{r.method}, {r.sparsity:.0%}{'' if r.granularity == 'auto' else ', ' + r.granularity}"
+        )
+
     return rows.assign(how=[how(r) for r in rows.itertuples()])
 
-def draw_levels(record:dict,   # of 03-06
-                xlabel:str):   # what the axis counts
+
+def draw_levels(
+    record: dict,  # of 03-06
+    xlabel: str,
+):  # what the axis counts
     "Score and relative performance over the levels, from records; a matplotlib figure"
     import matplotlib.pyplot as plt, seaborn as sns
-    sns.set_theme(style='ticks', context='paper', palette='colorblind')
-    rows, levels, c = siblings(record), [l['level'] for l in record['levels']], record['config']
-    if rows['how'].nunique() > 8: rows = rows[(rows['method'] == 'none') | (rows['method'] == c['method']) & (rows['pattern'] == c['pattern'])]   # of a whole study: this run's curve
+
+    sns.set_theme(style="ticks", context="paper", palette="colorblind")
+    rows, levels, c = siblings(record), [l["level"] for l in record["levels"]], record["config"]
+    if rows["how"].nunique() > 8:
+        rows = rows[
+            (rows["method"] == "none")
+            | (rows["method"] == c["method"]) & (rows["pattern"] == c["pattern"])
+        ]  # of a whole study: this run's curve
     place = {level: i for i, level in enumerate(levels)}
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')
-    runs = sorted(rows.groupby('how', sort=True), key=lambda g: g[0] != 'dense')
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    runs = sorted(rows.groupby("how", sort=True), key=lambda g: g[0] != "dense")
     for i, (how, part) in enumerate(runs):
-        part = part[part['level'].isin(levels)].sort_values('level', key=lambda c: c.map(place))
-        x, style = part['level'].map(place) + min(0.06, 0.4/len(runs))*(i - (len(runs) - 1)/2), dict(marker='osD^vP*Xh'[i % 9], ms=5, lw=1.2, capsize=2, color='0.2' if how == 'dense' else f'C{i - (runs[0][0] == "dense")}', label=how)
-        left.errorbar(x, part['value'], part['se'], **style)
-        if how != 'dense' and 'relative_performance' in part: right.errorbar(x, part['relative_performance'], part['relative_se'], **style)
-    chance = [l['chance'] for l in record['levels']]
+        part = part[part["level"].isin(levels)].sort_values("level", key=lambda c: c.map(place))
+        x, style = (
+            part["level"].map(place) + min(0.06, 0.4 / len(runs)) * (i - (len(runs) - 1) / 2),
+            dict(
+                marker="osD^vP*Xh"[i % 9],
+                ms=5,
+                lw=1.2,
+                capsize=2,
+                color="0.2" if how == "dense" else f"C{i - (runs[0][0] == 'dense')}",
+                label=how,
+            ),
+        )
+        left.errorbar(x, part["value"], part["se"], **style)
+        if how != "dense" and "relative_performance" in part:
+            right.errorbar(x, part["relative_performance"], part["relative_se"], **style)
+    chance = [l["chance"] for l in record["levels"]]
     if any(chance):
-        left.plot(range(len(levels)), chance, ls=':', color='0.5', lw=1)
-        left.annotate('chance', (0, chance[0]), (2, 4), textcoords='offset points', color='0.4')
-    right.axhline(100, color='0.2', lw=1)
-    metrics = list(dict.fromkeys(l['metric'].replace('_', ' ') for l in record['levels']))
-    left.set(ylabel=' / '.join(metrics), title=f"{record['config']['model']} on {record['config']['task']}, n = {record['levels'][0]['n']:,}, bars: 1 standard error")
-    right.set(ylabel='% of the dense score', title='relative performance')
+        left.plot(range(len(levels)), chance, ls=":", color="0.5", lw=1)
+        left.annotate("chance", (0, chance[0]), (2, 4), textcoords="offset points", color="0.4")
+    right.axhline(100, color="0.2", lw=1)
+    metrics = list(dict.fromkeys(l["metric"].replace("_", " ") for l in record["levels"]))
+    left.set(
+        ylabel=" / ".join(metrics),
+        title=f"{record['config']['model']} on {record['config']['task']}, n = {record['levels'][0]['n']:,}, bars: 1 standard error",
+    )
+    right.set(ylabel="% of the dense score", title="relative performance")
     for ax in (left, right):
-        ax.set(xlabel=xlabel, xlim=(-0.4, len(levels) - 0.6)); ax.set_xticks(range(len(levels)), levels); ax.set_ylim(bottom=0)
+        ax.set(xlabel=xlabel, xlim=(-0.4, len(levels) - 0.6))
+        ax.set_xticks(range(len(levels)), levels)
+        ax.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize=8)
     sns.despine(fig)
     return fig

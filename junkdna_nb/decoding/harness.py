@@ -10,14 +10,30 @@ from ..base.config import StudyError
 from .scoring import Request, Scorer
 
 # %% ../../nbs/34_harness.ipynb #97b004b2
-def harness_model(model, tokenizer,    # a live causal language model
-                  **options):          # of `lm_eval.models.huggingface.HFLM`
+def harness_model(
+    model,
+    tokenizer,  # a live causal language model
+    **options,
+):  # of `lm_eval.models.huggingface.HFLM`
     "The model as `lm_eval.simple_evaluate` takes it"
-    try: from lm_eval.models.huggingface import HFLM
-    except ImportError: raise StudyError("the bridge needs lm-evaluation-harness (allowed: pip install 'junkdna_nb[harness]')") from None
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ImportError:
+        raise StudyError(
+            "the bridge needs lm-evaluation-harness (allowed: pip install 'junkdna_nb[harness]')"
+        ) from None
 
     class Bridge(HFLM):
         def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
-            scored = Scorer(self.model).score([Request(tuple(context), tuple(answer)) for _, context, answer in requests], '' if disable_tqdm else 'options')
+            scored = Scorer(self.model).score(
+                [Request(tuple(context), tuple(answer)) for _, context, answer in requests],
+                "" if disable_tqdm else "options",
+            )
             return [(s.total, s.greedy) for s in scored]
-    return Bridge(pretrained=model, tokenizer=tokenizer, device=str(next(model.parameters()).device), **options)
+
+    return Bridge(
+        pretrained=model,
+        tokenizer=tokenizer,
+        device=str(next(model.parameters()).device),
+        **options,
+    )

@@ -20,134 +20,245 @@ from ..base.models import cast_
 @dataclass(frozen=True)
 class Request:
     "Token numbers of a context and of the continuation to be scored"
+
     context: tuple
     continuation: tuple
+
 
 @dataclass(frozen=True)
 class Scored:
     "What a model thinks of a continuation"
-    log_probabilities: np.ndarray   # (tokens,) natural logarithms
-    greedy: bool                    # is every token the most probable one?
-    @property
-    def total(self) -> float: return float(self.log_probabilities.sum())
 
-def make_request(tokenizer, context:str, continuation:str,
-                 rendered:bool=False,   # the context is a rendered chat template: it holds the special tokens and ends where the answer begins
-    ) -> Request:
+    log_probabilities: np.ndarray  # (tokens,) natural logarithms
+    greedy: bool  # is every token the most probable one?
+
+    @property
+    def total(self) -> float:
+        return float(self.log_probabilities.sum())
+
+
+def make_request(
+    tokenizer,
+    context: str,
+    continuation: str,
+    rendered: bool = False,  # the context is a rendered chat template: it holds the special tokens and ends where the answer begins
+) -> Request:
     "A context and its continuation as tokens"
-    if not continuation.strip(): raise StudyError(f"continuation={continuation!r} is empty: there is nothing to score")
+    if not continuation.strip():
+        raise StudyError(f"continuation={continuation!r} is empty: there is nothing to score")
     bare = context if rendered else context.rstrip()
-    whole, continuation = context + continuation, context[len(bare):] + continuation
-    both, before = (tokenizer(text, add_special_tokens=not rendered)['input_ids'] for text in (whole, bare))
-    if not before:   # no context: condition on the token that begins a text
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if start is None: raise StudyError("the context is empty and the tokenizer has no token that begins a text")
+    whole, continuation = context + continuation, context[len(bare) :] + continuation
+    both, before = (
+        tokenizer(text, add_special_tokens=not rendered)["input_ids"] for text in (whole, bare)
+    )
+    if not before:  # no context: condition on the token that begins a text
+        start = (
+            tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        )
+        if start is None:
+            raise StudyError(
+                "the context is empty and the tokenizer has no token that begins a text"
+            )
         return Request((start,), tuple(both))
-    if len(both) <= len(before): raise StudyError(f"continuation={continuation!r} adds no token to its context")
-    return Request(tuple(before), tuple(both[len(before):]))
+    if len(both) <= len(before):
+        raise StudyError(f"continuation={continuation!r} adds no token to its context")
+    return Request(tuple(before), tuple(both[len(before) :]))
 
 # %% ../../nbs/32_scoring.ipynb #d8d3f3a6
 def _common(a, b, most):
     "Length of the common beginning of two token sequences, at most `most`"
     n = min(len(a), len(b), most)
     for i in range(n):
-        if a[i] != b[i]: return i
+        if a[i] != b[i]:
+            return i
     return n
+
 
 def _crop(cache, length):
     "Forget all but the first `length` tokens"
-    if (more := cache.get_seq_length() - length) > 0: cache.crop(-more)
+    if (more := cache.get_seq_length() - length) > 0:
+        cache.crop(-more)
+
 
 class _Tree:
     "Token sequences merged from position `start` on"
-    def __init__(self, start): self.start, self.tokens, self.depth, self.parent, self.last = start, [], [], [], ([], [])
+
+    def __init__(self, start):
+        self.start, self.tokens, self.depth, self.parent, self.last = start, [], [], [], ([], [])
+
     def add(self, sequence):
         "Node numbers along a sequence"
-        rest, (before, path) = sequence[self.start:], self.last
-        path = path[:_common(rest, before, len(rest))]
+        rest, (before, path) = sequence[self.start :], self.last
+        path = path[: _common(rest, before, len(rest))]
         for i in range(len(path), len(rest)):
             self.parent.append(path[-1] if path else -1)
             path = [*path, len(self.tokens)] if i == len(path) else path
-            self.tokens.append(rest[i]); self.depth.append(self.start + i)
+            self.tokens.append(rest[i])
+            self.depth.append(self.start + i)
         self.last = rest, path
         return path
+
     def mask(self):
         "(nodes, nodes) whether a node sees another: itself and its ancestors"
         sees = np.eye(len(self.tokens), dtype=bool)
         for i, p in enumerate(self.parent):
-            if p >= 0: sees[i] |= sees[p]
+            if p >= 0:
+                sees[i] |= sees[p]
         return sees
+
 
 def _token_bytes(model, seen):
     "Memory of a token that sees so many, upper estimate: keys and values, activations, attention"
     c, size = model.config.get_text_config(), next(model.parameters()).dtype.itemsize
-    hidden, heads, layers = (getattr(c, name, None) or usual for name, usual in (('hidden_size', 1024), ('num_attention_heads', 16), ('num_hidden_layers', 24)))
-    return seen*(1 + size + (4*heads if model.config._attn_implementation == 'eager' else 0)) + size*(2*layers*hidden + 8*hidden + 4*(getattr(c, 'intermediate_size', None) or 4*hidden))
+    hidden, heads, layers = (
+        getattr(c, name, None) or usual
+        for name, usual in (
+            ("hidden_size", 1024),
+            ("num_attention_heads", 16),
+            ("num_hidden_layers", 24),
+        )
+    )
+    return seen * (
+        1 + size + (4 * heads if model.config._attn_implementation == "eager" else 0)
+    ) + size * (
+        2 * layers * hidden + 8 * hidden + 4 * (getattr(c, "intermediate_size", None) or 4 * hidden)
+    )
 
-def _room(model): return getattr(model.config.get_text_config(), 'max_position_embeddings', None) or 10**9
+
+def _room(model):
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**9
+
 
 def _windowed(model):
     "Does a layer see the last so many places only? Places in a merged or padded row are not a sequence's"
     c = model.config.get_text_config()
-    kinds = [*(getattr(c, 'layer_types', None) or ()), *(k for k in getattr(c, 'attention_layers', None) or () if k != 'global')]
-    return any(getattr(c, name, None) for name in ('sliding_window', 'attention_chunk_size')) or any(k != 'full_attention' for k in kinds)
+    kinds = [
+        *(getattr(c, "layer_types", None) or ()),
+        *(k for k in getattr(c, "attention_layers", None) or () if k != "global"),
+    ]
+    return any(
+        getattr(c, name, None) for name in ("sliding_window", "attention_chunk_size")
+    ) or any(k != "full_attention" for k in kinds)
 
-_SHARES = weakref.WeakKeyDictionary()   # model -> whether it treats a tree right: a matter of its architecture, so tried once
+
+_SHARES = (
+    weakref.WeakKeyDictionary()
+)  # model -> whether it treats a tree right: a matter of its architecture, so tried once
+
 
 class Scorer:
     "Log-likelihoods of requests under one model, which must not change meanwhile"
-    def __init__(self, model, row_tokens:int=None,   # new tokens computed together; None: as many as fit
-                 share:bool=None,         # merge beginnings? None: if the model does it right
-                 memory:int=1 << 30):     # bytes that a row may take beside the model
+
+    def __init__(
+        self,
+        model,
+        row_tokens: int = None,  # new tokens computed together; None: as many as fit
+        share: bool = None,  # merge beginnings? None: if the model does it right
+        memory: int = 1 << 30,
+    ):  # bytes that a row may take beside the model
         self.model = model.eval()
         self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self.room = _room(model)
-        self.row_tokens = row_tokens or next((n for n in (4096, 2048, 1024, 512, 256, 128) if self.row_bytes(n) <= memory), 64)
-        self.computed = 0   # tokens that went through the model
-        if share is None and model not in _SHARES: _SHARES[model] = self._shares()
+        self.row_tokens = row_tokens or next(
+            (n for n in (4096, 2048, 1024, 512, 256, 128) if self.row_bytes(n) <= memory), 64
+        )
+        self.computed = 0  # tokens that went through the model
+        if share is None and model not in _SHARES:
+            _SHARES[model] = self._shares()
         self.share = _SHARES[model] if share is None else share
 
     def _shares(self):
         "Does a tree give what its sequences give one by one?"
-        vocabulary, g = self.model.get_input_embeddings().num_embeddings, torch.Generator().manual_seed(0)
+        vocabulary, g = (
+            self.model.get_input_embeddings().num_embeddings,
+            torch.Generator().manual_seed(0),
+        )
         t = torch.randint(0, vocabulary, (24,), generator=g).tolist()
-        probe = [Request(tuple(t[:6]), tuple(t[6:9])), Request(tuple(t[:6]), tuple(t[9:11])), Request(tuple(t[:4] + t[11:15]), tuple(t[15:18])), Request(tuple(t[:4] + t[11:15]), (t[15], t[20]))]
-        if _windowed(self.model): return False
-        one = lambda share: np.concatenate([r.log_probabilities for r in Scorer(self.model, share=share).score(probe)])
-        cast_(self.model, torch.float32)   # half precision would blur the comparison; there and back loses nothing
-        try: return bool(np.allclose(one(True), one(False), atol=1e-3))
-        except (TypeError, ValueError, RuntimeError, AttributeError): return False
-        finally: cast_(self.model, self.dtype)
+        probe = [
+            Request(tuple(t[:6]), tuple(t[6:9])),
+            Request(tuple(t[:6]), tuple(t[9:11])),
+            Request(tuple(t[:4] + t[11:15]), tuple(t[15:18])),
+            Request(tuple(t[:4] + t[11:15]), (t[15], t[20])),
+        ]
+        if _windowed(self.model):
+            return False
+        one = lambda share: np.concatenate(
+            [r.log_probabilities for r in Scorer(self.model, share=share).score(probe)]
+        )
+        cast_(
+            self.model, torch.float32
+        )  # half precision would blur the comparison; there and back loses nothing
+        try:
+            return bool(np.allclose(one(True), one(False), atol=1e-3))
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            return False
+        finally:
+            cast_(self.model, self.dtype)
 
-    def row_bytes(self, n:int) -> int:
+    def row_bytes(self, n: int) -> int:
         "Memory of a row of n new tokens behind a trunk as long, every token scored: an upper estimate"
-        return 2*n*_token_bytes(self.model, 2*n) + n*self.model.get_input_embeddings().num_embeddings*(8 + self.dtype.itemsize)
+        return 2 * n * _token_bytes(
+            self.model, 2 * n
+        ) + n * self.model.get_input_embeddings().num_embeddings * (8 + self.dtype.itemsize)
 
-    def score(self, requests:list,     # of `Request`
-              progress:str='',         # label of a progress bar; none if empty
-        ) -> list:                     # of `Scored`, in the same order
+    def score(
+        self,
+        requests: list,  # of `Request`
+        progress: str = "",  # label of a progress bar; none if empty
+    ) -> list:  # of `Scored`, in the same order
         "Log-likelihoods of the continuations"
         from tqdm import tqdm
+
         for r in requests:
             if len(r.context) + len(r.continuation) > self.room:
-                raise StudyError(f"a prompt of {len(r.context) + len(r.continuation)} tokens is longer than the model's context (allowed: at most {self.room})")
-        out, cache, trunk = [None]*len(requests), None, ()
+                raise StudyError(
+                    f"a prompt of {len(r.context) + len(r.continuation)} tokens is longer than the model's context (allowed: at most {self.room})"
+                )
+        out, cache, trunk = [None] * len(requests), None, ()
         whole = [r.context + r.continuation for r in requests]
         order = sorted(range(len(requests)), key=lambda i: whole[i])
-        bar = tqdm(total=len(order), desc=progress, unit='option', ncols=88, mininterval=2, disable=not progress)
+        bar = tqdm(
+            total=len(order),
+            desc=progress,
+            unit="option",
+            ncols=88,
+            mininterval=2,
+            disable=not progress,
+        )
         while order:
             for start, members in self._rows(order, whole, requests):
                 tree = _Tree(start)
                 paths = {i: tree.add(whole[i][:-1]) for i in members}
                 try:
-                    if self.share: cache, trunk = self._trunk(cache, trunk, whole[members[0]][:start])
-                    scored = self._run(tree, cache, [(paths[i][len(requests[i].context) - 1 - start:], requests[i].continuation) for i in members])
-                except (MemoryError, RuntimeError) as e:   # smaller rows, as long as there can be any
-                    if len(members) == 1 or 'memory' not in str(e).lower(): raise
-                    self.row_tokens, cache, trunk = max(1, min(self.row_tokens, len(tree.tokens))//2), None, ()
+                    if self.share:
+                        cache, trunk = self._trunk(cache, trunk, whole[members[0]][:start])
+                    scored = self._run(
+                        tree,
+                        cache,
+                        [
+                            (
+                                paths[i][len(requests[i].context) - 1 - start :],
+                                requests[i].continuation,
+                            )
+                            for i in members
+                        ],
+                    )
+                except (
+                    MemoryError,
+                    RuntimeError,
+                ) as e:  # smaller rows, as long as there can be any
+                    if len(members) == 1 or "memory" not in str(e).lower():
+                        raise
+                    self.row_tokens, cache, trunk = (
+                        max(1, min(self.row_tokens, len(tree.tokens)) // 2),
+                        None,
+                        (),
+                    )
                     break
-                for i, result in zip(members, scored): out[i] = result
-                if cache is not None: _crop(cache, len(trunk))
+                for i, result in zip(members, scored):
+                    out[i] = result
+                if cache is not None:
+                    _crop(cache, len(trunk))
                 bar.update(len(members))
             order = [i for i in order if out[i] is None]
         bar.close()
@@ -158,7 +269,8 @@ class Scorer:
         rows, i = [], 0
         while i < len(order):
             if not self.share:
-                rows.append((0, [order[i]])); i += 1
+                rows.append((0, [order[i]]))
+                i += 1
                 continue
             # the trunk is what the first request shares with as many as would fit without it
             first, start, j, size = whole[order[i]], len(requests[order[i]].context) - 1, i, 0
@@ -167,23 +279,33 @@ class Scorer:
                 keep = min(start, _common(first, s, len(requests[order[j]].context) - 1))
                 added = len(s) - _common(whole[order[j - 1]], s, len(s)) if j > i else len(s) - keep
                 grown = size + (start - keep) + added
-                if j > i and grown > self.row_tokens: break
+                if j > i and grown > self.row_tokens:
+                    break
                 start, size, j = keep, grown, j + 1
-            rows.append((start, order[i:j])); i = j
+            rows.append((start, order[i:j]))
+            i = j
         return rows
 
     @torch.no_grad()
     def _trunk(self, cache, trunk, wanted):
         "Keys and values of the wanted trunk, from those there are"
         from transformers import DynamicCache
+
         same = _common(trunk, wanted, len(wanted))
-        if cache is None or same == 0: cache, same = DynamicCache(config=self.model.config), 0
-        else: _crop(cache, same)
+        if cache is None or same == 0:
+            cache, same = DynamicCache(config=self.model.config), 0
+        else:
+            _crop(cache, same)
         if same < len(wanted):
             new = torch.tensor([wanted[same:]], device=self.device)
             self.computed += new.shape[1]
             body = getattr(self.model, self.model.base_model_prefix, self.model)
-            body(input_ids=new, position_ids=torch.arange(same, len(wanted), device=self.device)[None], past_key_values=cache, use_cache=True)
+            body(
+                input_ids=new,
+                position_ids=torch.arange(same, len(wanted), device=self.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+            )
         return cache, tuple(wanted)
 
     @torch.no_grad()
@@ -198,32 +320,50 @@ class Scorer:
         try:
             named = dict(input_ids=torch.tensor([tree.tokens], device=self.device), use_cache=False)
             if self.share:
-                sees = torch.from_numpy(np.concatenate([np.ones((n, start), bool), tree.mask()], 1)).to(self.device)
-                named |= dict(attention_mask=torch.zeros(sees.shape, dtype=self.dtype, device=self.device).masked_fill_(~sees, torch.finfo(self.dtype).min)[None, None],
-                              position_ids=torch.tensor([tree.depth], device=self.device), past_key_values=cache, use_cache=True)
+                sees = torch.from_numpy(
+                    np.concatenate([np.ones((n, start), bool), tree.mask()], 1)
+                ).to(self.device)
+                named |= dict(
+                    attention_mask=torch.zeros(
+                        sees.shape, dtype=self.dtype, device=self.device
+                    ).masked_fill_(~sees, torch.finfo(self.dtype).min)[None, None],
+                    position_ids=torch.tensor([tree.depth], device=self.device),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
             logits = self.model(**named).logits[0].float()
-        finally: hook.remove()
+        finally:
+            hook.remove()
         norm, best, out = logits.logsumexp(-1), logits.argmax(-1), []
         for path, tokens in wanted:
             k, t = (torch.tensor(x, device=self.device) for x in ([at[i] for i in path], tokens))
-            out.append(Scored((logits[k, t] - norm[k]).double().cpu().numpy(), bool((best[k] == t).all())))
+            out.append(
+                Scored((logits[k, t] - norm[k]).double().cpu().numpy(), bool((best[k] == t).all()))
+            )
         return out
 
 # %% ../../nbs/32_scoring.ipynb #e5ca96cf
-SCORES = ('raw', 'per_character', 'per_token', 'unconditional')
+SCORES = ("raw", "per_character", "per_token", "unconditional")
 
-def score_options(scorer:Scorer, tokenizer,
-                  contexts:list,      # a prompt for each question
-                  options:list,       # for each question, the texts that may follow, a leading space included
-                  golds:list,         # for each question, which option is right
-                  empty:str='Answer:',  # the prompt without a question
-                  rendered:bool=False,  # prompts are rendered chat templates
-                  progress:str='',      # label of a progress bar
-    ) -> list:                        # for each question: dict of `log_likelihoods`, `tokens`, `greedy`, and for each of `SCORES` a dict of scores, chosen, correct, margin
+
+def score_options(
+    scorer: Scorer,
+    tokenizer,
+    contexts: list,  # a prompt for each question
+    options: list,  # for each question, the texts that may follow, a leading space included
+    golds: list,  # for each question, which option is right
+    empty: str = "Answer:",  # the prompt without a question
+    rendered: bool = False,  # prompts are rendered chat templates
+    progress: str = "",  # label of a progress bar
+) -> list:  # for each question: dict of `log_likelihoods`, `tokens`, `greedy`, and for each of `SCORES` a dict of scores, chosen, correct, margin
     "Score every option of every question"
     for i, (o, g) in enumerate(zip(options, golds, strict=True)):
-        if len(o) < 2: raise StudyError(f"question {i} has {len(o)} options (allowed: at least 2)")
-        if not 0 <= g < len(o): raise StudyError(f"gold={g} of question {i} is out of range (allowed: 0 to {len(o) - 1})")
+        if len(o) < 2:
+            raise StudyError(f"question {i} has {len(o)} options (allowed: at least 2)")
+        if not 0 <= g < len(o):
+            raise StudyError(
+                f"gold={g} of question {i} is out of range (allowed: 0 to {len(o) - 1})"
+            )
     distinct = list(dict.fromkeys(text for o in options for text in o))
     request = lru_cache(None)(lambda c, text: make_request(tokenizer, c, text, rendered))
     asked = [request(c, text) for c, o in zip(contexts, options, strict=True) for text in o]
@@ -232,69 +372,152 @@ def score_options(scorer:Scorer, tokenizer,
     without = dict(zip(distinct, (r.total for r in scored)))
     out = []
     for texts, results, gold in zip(options, given, golds):
-        total, tokens = np.array([r.total for r in results]), np.array([len(r.log_probabilities) for r in results])
-        values = dict(raw=total, per_character=total/[len(t.strip()) for t in texts], per_token=total/tokens, unconditional=total - [without[t] for t in texts])
-        row = dict(log_likelihoods=total, tokens=tokens, greedy=np.array([r.greedy for r in results]))
+        total, tokens = (
+            np.array([r.total for r in results]),
+            np.array([len(r.log_probabilities) for r in results]),
+        )
+        values = dict(
+            raw=total,
+            per_character=total / [len(t.strip()) for t in texts],
+            per_token=total / tokens,
+            unconditional=total - [without[t] for t in texts],
+        )
+        row = dict(
+            log_likelihoods=total, tokens=tokens, greedy=np.array([r.greedy for r in results])
+        )
         for name, v in values.items():
-            row[name] = dict(scores=v, chosen=int(v.argmax()), correct=bool(v.argmax() == gold), margin=float(v[gold] - np.delete(v, gold).max()))
+            row[name] = dict(
+                scores=v,
+                chosen=int(v.argmax()),
+                correct=bool(v.argmax() == gold),
+                margin=float(v[gold] - np.delete(v, gold).max()),
+            )
         out.append(row)
     return out
 
 # %% ../../nbs/32_scoring.ipynb #1f5428a7
-def compare_choices(first:list, second:list,   # of `score_options`, on the same questions and options
-                    score:str='raw') -> dict:  # of `SCORES`
+def compare_choices(
+    first: list,
+    second: list,  # of `score_options`, on the same questions and options
+    score: str = "raw",
+) -> dict:  # of `SCORES`
     "Flips and divergence of the second model from the first"
-    if len(first) != len(second) or any(len(a['tokens']) != len(b['tokens']) for a, b in zip(first, second)): raise StudyError("the two models were not asked the same questions")
-    def log_softmax(x): return x - np.logaddexp.reduce(x)
+    if len(first) != len(second) or any(
+        len(a["tokens"]) != len(b["tokens"]) for a, b in zip(first, second)
+    ):
+        raise StudyError("the two models were not asked the same questions")
+
+    def log_softmax(x):
+        return x - np.logaddexp.reduce(x)
+
     kl = []
     for a, b in zip(first, second):
-        p, q = log_softmax(a[score]['scores']), log_softmax(b[score]['scores'])
-        kl.append(float((np.exp(p)*(p - q)).sum()))
+        p, q = log_softmax(a[score]["scores"]), log_softmax(b[score]["scores"])
+        kl.append(float((np.exp(p) * (p - q)).sum()))
     pairs = [(a[score], b[score]) for a, b in zip(first, second)]
-    return dict(n=len(pairs), flips=float(np.mean([a['chosen'] != b['chosen'] for a, b in pairs])), lost=float(np.mean([a['correct'] and not b['correct'] for a, b in pairs])),
-                gained=float(np.mean([b['correct'] and not a['correct'] for a, b in pairs])), kl=float(np.mean(kl)), kl_per_question=kl)
+    return dict(
+        n=len(pairs),
+        flips=float(np.mean([a["chosen"] != b["chosen"] for a, b in pairs])),
+        lost=float(np.mean([a["correct"] and not b["correct"] for a, b in pairs])),
+        gained=float(np.mean([b["correct"] and not a["correct"] for a, b in pairs])),
+        kl=float(np.mean(kl)),
+        kl_per_question=kl,
+    )
 
 # %% ../../nbs/32_scoring.ipynb #beb8a18a
 @torch.no_grad()
-def generate_answers(model, tokenizer, contexts:list,   # prompts
-                     max_tokens:int=16,     # of an answer
-                     memory:int=1 << 30,    # bytes that a batch may take beside the model
-                     rendered:bool=False,   # prompts are rendered chat templates
-                     progress:str='',       # label of a progress bar
-    ) -> list:                              # of texts, in the same order
+def generate_answers(
+    model,
+    tokenizer,
+    contexts: list,  # prompts
+    max_tokens: int = 16,  # of an answer
+    memory: int = 1 << 30,  # bytes that a batch may take beside the model
+    rendered: bool = False,  # prompts are rendered chat templates
+    progress: str = "",  # label of a progress bar
+) -> list:  # of texts, in the same order
     "Greedy answers, to the end of the line"
     import copy
     from tqdm import tqdm
     from transformers import DynamicCache, GenerationConfig
+
     room, own = _room(model), model.generation_config
-    how = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=max_tokens, pad_token_id=tokenizer.pad_token_id or 0, eos_token_id=own.eos_token_id, bos_token_id=own.bos_token_id, stop_strings=['\n'])
-    ids, out = [tokenizer(c, add_special_tokens=not rendered)['input_ids'] for c in contexts], [None]*len(contexts)
+    how = GenerationConfig(
+        do_sample=False,
+        use_cache=True,
+        max_new_tokens=max_tokens,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        eos_token_id=own.eos_token_id,
+        bos_token_id=own.bos_token_id,
+        stop_strings=["\n"],
+    )
+    ids, out = (
+        [tokenizer(c, add_special_tokens=not rendered)["input_ids"] for c in contexts],
+        [None] * len(contexts),
+    )
     longest = max(map(len, ids), default=0)
-    if longest + max_tokens > room: raise StudyError(f"a prompt of {longest} tokens leaves no room for {max_tokens} more in the model's context (allowed: at most {room} together)")
+    if longest + max_tokens > room:
+        raise StudyError(
+            f"a prompt of {longest} tokens leaves no room for {max_tokens} more in the model's context (allowed: at most {room} together)"
+        )
     pad, device = tokenizer.pad_token_id or 0, next(model.parameters()).device
-    plain_cache = bool(ids) and not _windowed(model) and type(model(input_ids=torch.tensor([ids[0][:2]], device=device), use_cache=True).get('past_key_values')) is DynamicCache
-    bar = tqdm(total=len(ids), desc=progress, unit='answer', ncols=88, mininterval=2, disable=not progress)
+    plain_cache = (
+        bool(ids)
+        and not _windowed(model)
+        and type(
+            model(input_ids=torch.tensor([ids[0][:2]], device=device), use_cache=True).get(
+                "past_key_values"
+            )
+        )
+        is DynamicCache
+    )
+    bar = tqdm(
+        total=len(ids), desc=progress, unit="answer", ncols=88, mininterval=2, disable=not progress
+    )
     for trunk, group in _by_beginning(ids) if plain_cache else [(0, range(len(ids)))]:
         cache = DynamicCache(config=model.config) if trunk else None
-        if trunk: model(input_ids=torch.tensor([ids[group[0]][:trunk]], device=device), past_key_values=cache, use_cache=True)
+        if trunk:
+            model(
+                input_ids=torch.tensor([ids[group[0]][:trunk]], device=device),
+                past_key_values=cache,
+                use_cache=True,
+            )
         order = sorted(group, key=lambda i: -len(ids[i]))
         while order:
             width = len(ids[order[0]])
-            size = max(1, min(32, memory//((width + max_tokens)*_token_bytes(model, width + max_tokens))))
+            size = max(
+                1,
+                min(32, memory // ((width + max_tokens) * _token_bytes(model, width + max_tokens))),
+            )
             members, order, given = order[:size], order[size:], {}
-            batch = torch.tensor([ids[i][:trunk] + [pad]*(width - len(ids[i])) + ids[i][trunk:] for i in members], device=device)   # padded behind the trunk
-            mask = torch.tensor([[1]*trunk + [0]*(width - len(ids[i])) + [1]*(len(ids[i]) - trunk) for i in members], device=device)
+            batch = torch.tensor(
+                [ids[i][:trunk] + [pad] * (width - len(ids[i])) + ids[i][trunk:] for i in members],
+                device=device,
+            )  # padded behind the trunk
+            mask = torch.tensor(
+                [
+                    [1] * trunk + [0] * (width - len(ids[i])) + [1] * (len(ids[i]) - trunk)
+                    for i in members
+                ],
+                device=device,
+            )
             if trunk:
                 given = dict(past_key_values=copy.deepcopy(cache))
-                given['past_key_values'].batch_repeat_interleave(len(members))
-            try:   # a checkpoint's own settings may ask for penalties and the like: not here
+                given["past_key_values"].batch_repeat_interleave(len(members))
+            try:  # a checkpoint's own settings may ask for penalties and the like: not here
                 model.generation_config = how
-                made = model.generate(input_ids=batch, attention_mask=mask, **given, tokenizer=tokenizer)
-            finally: model.generation_config = own
-            for i, row in zip(members, made): out[i] = tokenizer.decode(row[width:], skip_special_tokens=True).split('\n')[0].strip()
+                made = model.generate(
+                    input_ids=batch, attention_mask=mask, **given, tokenizer=tokenizer
+                )
+            finally:
+                model.generation_config = own
+            for i, row in zip(members, made):
+                out[i] = (
+                    tokenizer.decode(row[width:], skip_special_tokens=True).split("\n")[0].strip()
+                )
             bar.update(len(members))
     bar.close()
     return out
+
 
 def _by_beginning(ids, least=16):
     "[(length of the common beginning, members)]: prompts that share at least so many tokens; the rest together, sharing nothing"
@@ -303,7 +526,7 @@ def _by_beginning(ids, least=16):
         if groups:
             trunk, members = groups[-1]
             same = _common(trunk, ids[i], len(ids[i]) - 1)
-            if same >= least and (len(members) == 1 or same >= len(trunk)//2):
+            if same >= least and (len(members) == 1 or same >= len(trunk) // 2):
                 groups[-1] = trunk[:same], [*members, i]
                 continue
         groups.append((ids[i][:-1], [i]))

@@ -44,9 +44,10 @@ NEW, OLD = "new tasks", "tasks seen before"
 @dataclass(frozen=True)
 class Population:
     "New tasks or tasks seen before, with all claims judged"
+
     name: str
     study: Study
-    rows: list   # of `Row`
+    rows: list  # of `Row`
 
     @property
     def old(self) -> bool:
@@ -110,7 +111,7 @@ def kept_samples(task, kind: str = "sparse", resamples: int = RESAMPLES) -> tupl
             continue
         before = samples[:, both.dense].mean(1)
         after = samples[:, both.compressed].mean(1)
-        above = before > 0   # a dense score of 0 has nothing to keep
+        above = before > 0  # a dense score of 0 has nothing to keep
         shares.append(np.where(above, after / np.where(above, before, 1), 0.0))
         amounts.append(amount)
     return np.array(amounts), np.array(shares).T
@@ -141,6 +142,7 @@ def breaking_table(study: Study, keeps=(0.95, 0.99), resamples: int = RESAMPLES)
 @dataclass(frozen=True)
 class Rise:
     "The largest rise of a score with sparsity, in points, and its p under a flat curve"
+
     size: float
     p: float
 
@@ -192,19 +194,22 @@ def steps_table(study: Study, resamples: int = 2000) -> pd.DataFrame:
         predictions = task.predictions[runs]
         rise = largest_rise(bootstrap(task.metric, task.labels, predictions, resamples))
         right = None if task.metric == "pearson" else predictions == task.labels
-        rows.append({
-            "task": task.name,
-            "sparsities": ", ".join(task.runs[i].condition.split()[-1] for i in runs[1:]),
-            "largest rise": f"{rise.size:.3f}",
-            "p of such a rise by chance": p_text(rise.p),
-            "isotonic p": "-" if right is None else p_text(isotonic_p(right)),
-        })
+        rows.append(
+            {
+                "task": task.name,
+                "sparsities": ", ".join(task.runs[i].condition.split()[-1] for i in runs[1:]),
+                "largest rise": f"{rise.size:.3f}",
+                "p of such a rise by chance": p_text(rise.p),
+                "isotonic p": "-" if right is None else p_text(isotonic_p(right)),
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/48_descriptive.ipynb #91b1aca3
 @dataclass(frozen=True)
 class Flips:
     "Answers that changed between two runs on n items, and the exact McNemar p"
+
     n: int
     lost: int
     gained: int
@@ -226,7 +231,7 @@ def flips_table(study: Study, sparsities=SPARSITIES) -> pd.DataFrame:
     rows = []
     for task in study.usable():
         if task.metric == "pearson":
-            continue   # an answer is not right or wrong
+            continue  # an answer is not right or wrong
         runs = one_seed(task)
         right = task.predictions == task.labels
         for i in runs[1:]:
@@ -244,11 +249,12 @@ def flips_table(study: Study, sparsities=SPARSITIES) -> pd.DataFrame:
 @dataclass(frozen=True)
 class VInformation:
     "V-usable information in bits, its standard error over n items, and why not to use it"
+
     value: float
     se: float
     n: int
-    null_entropy: float    # bits, of the labels under the model without text
-    label_entropy: float   # bits, of the labels themselves
+    null_entropy: float  # bits, of the labels under the model without text
+    label_entropy: float  # bits, of the labels themselves
     collapsed: str
 
 
@@ -281,9 +287,10 @@ def v_information(items, null) -> VInformation:
 @dataclass(frozen=True)
 class Cartography:
     "Means over n training examples and several epochs"
+
     confidence: float
     variability: float
-    hard: float   # share of the examples
+    hard: float  # share of the examples
     n: int
     epochs: int
 
@@ -327,8 +334,15 @@ def special_records(old: bool, model: str = "minilm") -> dict:
 
 # %% ../../nbs/48_descriptive.ipynb #edf75510
 # measure -> sign that makes larger mean harder
-HARDER = {"dense signal": -1, "human gap": 1, "rater disagreement": 1, "V-information": -1,
-          "confidence": -1, "hard share": 1, "drop": 1}
+HARDER = {
+    "dense signal": -1,
+    "human gap": 1,
+    "rater disagreement": 1,
+    "V-information": -1,
+    "confidence": -1,
+    "hard share": 1,
+    "drop": 1,
+}
 
 
 def measures_of(task, special: dict) -> dict:

@@ -60,6 +60,8 @@ def frozen_parts(root=None) -> dict:
     for name in _MODULES:
         parts[name] = statements_sha256((root / f"junkdna_nb/evidence/{name}.py").read_text())
     return parts
+
+
 def _row(task) -> dict:
     "What a task's row says, without the place of its file"
     return {k: v for k, v in dataclasses.asdict(task).items() if k != "file"}
@@ -79,7 +81,9 @@ def read_lock(root=None) -> dict:
 def write_lock(root=None) -> Path:
     "Freeze what there is now"
     root = Path(root or project_root())
-    lines = ["# What was settled before the confirmatory runs (SHA-256). See nbs/01_protocol.ipynb."]
+    lines = [
+        "# What was settled before the confirmatory runs (SHA-256). See nbs/01_protocol.ipynb."
+    ]
     lines += [f"{digest}  {name}" for name, digest in frozen_parts(root).items()]
     write_atomic((root / _LOCK, ("\n".join(lines) + "\n").encode()))
     return root / _LOCK
@@ -93,6 +97,10 @@ def changed(root=None) -> list:
 
 def undeclared(root=None) -> list:
     "Changed parts that no entry under Deviations names, as `- 2026-11-30 claims: why, and the verdict under the old rule`"
-    entries = re.findall(r"^- \d{4}-\d\d-\d\d ([\w, ]+):", protocol_text(Path(root or project_root()), after=True), re.M)
+    entries = re.findall(
+        r"^- \d{4}-\d\d-\d\d ([\w, ]+):",
+        protocol_text(Path(root or project_root()), after=True),
+        re.M,
+    )
     named = {name.strip() for entry in entries for name in entry.split(",")}
     return [name for name in changed(root) if name not in named]

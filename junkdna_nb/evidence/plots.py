@@ -101,14 +101,15 @@ def amounts_of(task, kind: str, level: str = "") -> dict:
 @dataclass(frozen=True)
 class Curve:
     "Drops (A,) of one kind at growing amounts (A,), with 95 % intervals"
+
     label: str
     amounts: np.ndarray
     values: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    items: tuple = ()   # of its tasks
+    items: tuple = ()  # of its tasks
     seeds: tuple = ()
-    k: int = 1          # sources of tasks
+    k: int = 1  # sources of tasks
 
 
 def line_effects(line: tuple, scale: str, by_bits: bool = False) -> list:
@@ -204,6 +205,7 @@ def legend_above(fig, axes):
 # %% ../../nbs/46_plots.ipynb #da3ead43
 def about(curves: list) -> str:
     "Items, seeds and tasks of some curves, for a caption"
+
     def span(values):
         low, high = min(values), max(values)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -214,8 +216,10 @@ def about(curves: list) -> str:
     several = f"; {span(tasks)} sources of tasks" if max(tasks) > 1 else ""
     over = "items and seeds" if max(seeds) > 1 else "items"
     plural = "seeds" if max(seeds) > 1 else "seed"
-    return (f"n = {span(items)} items, {span(seeds)} {plural}{several}; "
-            f"bars: 95 % intervals over {'tasks, ' if several else ''}{over}")
+    return (
+        f"n = {span(items)} items, {span(seeds)} {plural}{several}; "
+        f"bars: 95 % intervals over {'tasks, ' if several else ''}{over}"
+    )
 
 
 def cut_bars(axes, curves: list, values=lambda drop: drop) -> str:
@@ -249,7 +253,7 @@ def drop_curves(groups: list, scale: str = "signal", xlabel: str = "sparsity"):
         ax.set(title=title, xlabel=xlabel)
         ax.locator_params(axis="x", nbins=5)
         ax.tick_params(labelbottom=True)
-    for ax in axes[::min(3, len(axes))]:
+    for ax in axes[:: min(3, len(axes))]:
         ax.set_ylabel(DROP_NAMES[scale])
     note = cut_bars(axes, every)
     legend_above(fig, axes)
@@ -388,8 +392,11 @@ def difficulty_scatter(found: dict, pairs=(), xlabel: str = "difficulty: minus t
         ax.set(xlabel=xlabel, ylabel=DROP_NAMES[scale])
     legend_above(fig, axes)
     k = len(next(iter(found.values())).sources)
-    caption(fig, f"k = {k} sources of tasks; difficulty and drop from different halves of the "
-                 "items, both ways averaged; bars: 95 % intervals over items and seeds")
+    caption(
+        fig,
+        f"k = {k} sources of tasks; difficulty and drop from different halves of the "
+        "items, both ways averaged; bars: 95 % intervals over items and seeds",
+    )
     return fig
 
 # %% ../../nbs/46_plots.ipynb #f4d9ce0a

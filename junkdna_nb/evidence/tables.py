@@ -128,7 +128,11 @@ def _basis_lines(row):
     if e.main is None:
         return []
     planned = PLANNED_TAU if row.claim.kind == "order" else PLANNED_MEAN.get(row.claim.name)
-    power = f"{row.power:.0%} for {planned:.2f}; " if row.power is not None and planned is not None else ""
+    power = (
+        f"{row.power:.0%} for {planned:.2f}; "
+        if row.power is not None and planned is not None
+        else ""
+    )
     lines = [
         f"population {row.population}: {', '.join(e.tasks)}",
         f"items      {span(e.items)} a task; seeds {span(e.seeds)}",
@@ -136,7 +140,9 @@ def _basis_lines(row):
     if row.detectable is not None:
         lines.append(f"power      {power}80 %: {_detectable(row)}")
     if e.records:
-        lines.append(f"records    {len(e.records)}: {' '.join(e.records[:6])}{' ...' if len(e.records) > 6 else ''}")
+        lines.append(
+            f"records    {len(e.records)}: {' '.join(e.records[:6])}{' ...' if len(e.records) > 6 else ''}"
+        )
     return [textwrap.fill(x, 100, subsequent_indent=" " * 11) for x in lines]
 
 # %% ../../nbs/45_tables.ipynb #c2815040
@@ -149,8 +155,13 @@ _HEADS = dict(
 
 def verdict_text(new: list, old: list, mine: bool = False) -> str:
     "Verdicts on new tasks by role, and the same rules on old tasks, marked as exploratory"
-    parts = ["CONFIRMATORY: tasks that had not been seen when the rules were written" + (", with records of your own" if mine else "")]
-    parts.append(f"estimates of means: {SCALE_NAMES['signal']}; of orders: Kendall's tau\npopulation: tasks, of which those judged are a sample (junkdna claim NAME lists them)")
+    parts = [
+        "CONFIRMATORY: tasks that had not been seen when the rules were written"
+        + (", with records of your own" if mine else "")
+    ]
+    parts.append(
+        f"estimates of means: {SCALE_NAMES['signal']}; of orders: Kendall's tau\npopulation: tasks, of which those judged are a sample (junkdna claim NAME lists them)"
+    )
     for role, head in _HEADS.items():
         parts += [f"{head}:", in_columns(verdict_table([r for r in new if r.claim.role == role]))]
     parts += [
@@ -164,8 +175,14 @@ def usable_table(study: Study, model: str = "minilm", levels=("",)) -> pd.DataFr
     "The dense signal of every task with its error, and why a task cannot be used"
     found = usability(study.encoder(model), levels)
     rows = [
-        {"task": u.task, "level": u.level or "main", "signal": f"{u.signal:.2f} ± {u.se:.2f}", "seeds": u.seeds,
-         "usable": "yes" if u.usable else "no", "reason": u.reason}
+        {
+            "task": u.task,
+            "level": u.level or "main",
+            "signal": f"{u.signal:.2f} ± {u.se:.2f}",
+            "seeds": u.seeds,
+            "usable": "yes" if u.usable else "no",
+            "reason": u.reason,
+        }
         for u in sorted(found, key=lambda u: (u.usable, u.signal))
     ]
     return pd.DataFrame(rows)
