@@ -466,7 +466,7 @@ def _source_errors(found) -> np.ndarray:
         by_source.setdefault(effect.group, []).append(variance**0.5)
     return np.array([np.mean(by_source[s]) for s in found.sources])
 
-# %% ../../nbs/46_plots.ipynb #0faf4d02
+# %% ../../nbs/46_plots.ipynb #62acf11a
 def _difficulty_panel(ax, one, pairs):
     "Draw difficulty against drop of `Orders`, averaged over both pairs of halves"
     x, y, half = one.difficulty.mean(0), one.drop.mean(0), Z95 * _source_errors(one)
@@ -478,7 +478,7 @@ def _difficulty_panel(ax, one, pairs):
             ax.errorbar(x[which], y[which], half[which], label=label, **look)
     ax.axhline(0, color="0.6", lw=0.8)
     # bars of weak tasks on a scale that divides may be far longer than the estimates
-    room = 0.25 * max(np.ptp(y), 1e-9)
+    room = 0.4 * max(np.ptp(y), 1e-9)
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, min(0, y.min()) - room), min(high, max(0, y.max()) + room))
     ax.margins(x=0.12)
