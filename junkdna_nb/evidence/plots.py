@@ -290,9 +290,11 @@ def drop_curves(groups: list, scale: str = "signal", xlabel: str = "sparsity"):
     caption(fig, about(every) + note)
     return fig
 
-# %% ../../nbs/46_plots.ipynb #af447040
+# %% ../../nbs/46_plots.ipynb #cd49677a
 def _apart(curves: list) -> float:
-    "Largest distance between two curves of a panel at a common amount"
+    "Largest distance between two curves of a panel at a common amount; of one curve, to 0"
+    if len(curves) == 1:
+        return float(np.abs(curves[0].values).max())
     drops = {}
     for curve in curves:
         for amount, value in zip(curve.amounts, curve.values, strict=True):
@@ -474,16 +476,18 @@ def _source_errors(found) -> np.ndarray:
         by_source.setdefault(effect.group, []).append(variance**0.5)
     return np.array([np.mean(by_source[s]) for s in found.sources])
 
-# %% ../../nbs/46_plots.ipynb #62acf11a
+# %% ../../nbs/46_plots.ipynb #857b3824
 def _difficulty_panel(ax, one, pairs):
     "Draw difficulty against drop of `Orders`, averaged over both pairs of halves"
     x, y, half = one.difficulty.mean(0), one.drop.mean(0), Z95 * _source_errors(one)
     two = {e.group for e in one.effects if e.task in pairs}
     is_pair = np.array([s in two for s in one.sources])
     for which, label, i in ((~is_pair, "one text", 0), (is_pair, "two texts", 1)):
-        look = dict(marker=MARKERS[i], color=f"C{i}", ls="", ms=4, elinewidth=0.6)
+        # pale bars, so that many of them do not hide the points
+        look = dict(marker=MARKERS[i], color=f"C{i}", ls="", ms=4 if len(x) < 30 else 3)
+        look |= dict(ecolor=(f"C{i}", 0.4), elinewidth=0.7, label=label)
         if which.any():
-            ax.errorbar(x[which], y[which], half[which], label=label, **look)
+            ax.errorbar(x[which], y[which], half[which], **look)
     ax.axhline(0, color="0.6", lw=0.8)
     # bars of weak tasks on a scale that divides may be far longer than the estimates
     room = 0.4 * max(np.ptp(y), 1e-9)
@@ -606,13 +610,14 @@ def _limit_panel(ax, kept: list, what: str, xlabel: str):
     ax.grid(axis="y", lw=0.4, color="0.9")
     ax.set(xlabel=xlabel, ylim=(-0.7, len(kept) - 0.3))
 
-# %% ../../nbs/46_plots.ipynb #d0285097
+# %% ../../nbs/46_plots.ipynb #66d4f570
 def keep_figure(kept: list, title: str = ""):
     "Draw for every task the largest sparsity and the fewest bits that keep 95 % of the dense score"
     import matplotlib.pyplot as plt
 
     style()
-    kept = sorted((row for row in kept if row.sparsity), key=lambda row: row.sparsity.value)
+    kept = [row for row in kept if row.sparsity]
+    kept.sort(key=lambda row: (row.sparsity.value, row.sparsity.low))
     # the rows of many tasks are lower, and their names smaller
     crowded = len(kept) > 25
     size = (6.8, (0.125 if crowded else 0.19) * len(kept) + 1.6)
