@@ -51,7 +51,7 @@ def _git(*args):
 def _version(package):
     with contextlib.suppress(metadata.PackageNotFoundError): return metadata.version(package)
 
-_LOOKING_ON = {'evidence', 'machinery', 'harness', '_modidx'}   # chapters and modules that cannot change a result
+_LOOKING_ON = {'evidence', 'machinery', 'harness', 'curves', '_modidx'}   # chapters and modules that cannot change a result
 
 @lru_cache(maxsize=None)
 def code_version() -> str:
