@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, command, committed_files
 from test_scoring import decoder, naive
 
-from junkdna_nb.decoding import axes, scoring
+from junkdna_nb.decoding import axes, curves, scoring
 from junkdna_nb.base.config import StudyError
 from junkdna_nb.base.records import find_record, load_items, load_levels
 from junkdna_nb.base.experiments import (
@@ -129,7 +129,7 @@ def test_generation_shares_beginnings_and_changes_nothing(smollm2):
     model, tokenizer = smollm2
     data = load_questions("facts", max_eval=10)
     prompts = [prompt(q, demonstrations(data, 4, question=q)) for q in data.asked[:7]] + [prompt(data.asked[0])]
-    assert any(trunk > 50 for trunk, _ in scoring._by_beginning([tokenizer(p)["input_ids"] for p in prompts]))
+    assert any(len(g.start) > 50 for g in scoring._by_beginning([tokenizer(p)["input_ids"] for p in prompts]))
 
     def alone(text):
         ids = tokenizer(text, return_tensors="pt")
@@ -145,7 +145,7 @@ def test_generation_shares_beginnings_and_changes_nothing(smollm2):
 
 def test_beginnings_are_grouped():
     groups = scoring._by_beginning([[1] * 20 + [i] for i in range(3)] + [[2] * 30 + [i, i] for i in range(2)] + [[3, 4], [3, 5]])
-    assert sorted((t, sorted(m)) for t, m in groups) == [(0, [5, 6]), (20, [0, 1, 2]), (30, [3, 4])]
+    assert sorted((len(g.start), sorted(g.members)) for g in groups) == [(0, [5, 6]), (20, [0, 1, 2]), (30, [3, 4])]
 
 
 def test_sanity_on_the_real_model(smollm2):
@@ -184,7 +184,7 @@ def test_chance_is_counted_question_by_question(mirror):
     few = [q for q in data.asked if len(q.options) != 4][:2] + list(data.asked[:6])
     items = pd.DataFrame([dict(level=0, draw=0, format="choice", id=q.id, options=len(q.options), gold=q.gold, correct=1.0, greedy=np.ones(len(q.options), bool), **{f"chosen_{s}": q.gold for s in SCORES}) for q in few])
     assert axes.summarise(items)[0]["chance"] == pytest.approx(np.mean([1 / len(q.options) for q in few])) != 0.25
-    asked, notes = axes._askable(OptionsConfig(task="arc_easy"))
+    asked, notes = axes.askable(OptionsConfig(task="arc_easy"))
     assert all(len(q.options) >= 4 for q in asked.asked) and "fewer than 4 options" in notes[0]
 
 
@@ -221,7 +221,7 @@ def test_a_run_leaves_a_record_of_every_item(config, runs, capsys):
             expected = 0.5 if config.pattern == "nm" else config.sparsity
             assert record["certificate"]["evaluation"]["sparsity"] == pytest.approx(expected, abs=0.002)
     assert len(closing_lines(record)) >= 3 and set(load_levels(config.experiment)["level"].astype(str)) == set(map(str, levels))
-    left, right = axes.draw_levels(record, "level").axes
+    left, right = curves.draw_siblings(record, "level").axes
     assert len(left.get_lines()[0].get_xdata()) == len(levels)   # no level is lost on the way through the records
     capsys.readouterr()
     if config.method != "none":   # again: the baseline is found, and the same numbers come out
@@ -237,10 +237,10 @@ def test_a_level_that_does_not_fit_is_left_out_whole(runs, monkeypatch):
         found.max_position_embeddings = 300
         return found
     monkeypatch.setattr(AutoConfig, "from_pretrained", short)
-    bench = axes._open(ContextConfig(max_eval=5, passages="0 1 20", shots=0))
+    bench = axes.prepare(ContextConfig(max_eval=5, passages="0 1 20", shots=0))
     assert [c.level for c in bench.conditions] == [0, 1] and "level 20 left out" in bench.notes[-1] and "level 20 left out" in bench.scale
     with pytest.raises(StudyError, match="no level fits the model's context of 300 tokens"):
-        axes._open(ContextConfig(max_eval=5, passages="20", shots=0))
+        axes.prepare(ContextConfig(max_eval=5, passages="20", shots=0))
 
 
 @pytest.mark.parametrize("experiment, words, told", [
@@ -250,7 +250,7 @@ def test_a_level_that_does_not_fit_is_left_out_whole(runs, monkeypatch):
 def test_a_bad_parameter_is_one_line(experiment, words, told, runs):
     with pytest.raises(StudyError, match=None) as e:
         config = get_experiment(experiment).make(**dict(w.split("=") for w in words))
-        axes._open(config)
+        axes.prepare(config)
     assert told in str(e.value) and "\n" not in str(e.value)
 
 
@@ -331,9 +331,9 @@ def test_no_question_is_asked_twice(task, request):
 
 def test_defaults_suit_every_task(mirror):
     "mmlu has few demonstrations for a subject: levels beyond them are left out and said"
-    bench = axes._open(ShotsConfig(task="mmlu", max_eval=40))
+    bench = axes.prepare(ShotsConfig(task="mmlu", max_eval=40))
     assert [c.level for c in bench.conditions][-1] <= 5 and any("there are only" in n for n in bench.notes)
-    shots, asked = axes._open(ContextConfig(task="squad", max_eval=6, passages="1 3")), load_questions("squad", 6)
+    shots, asked = axes.prepare(ContextConfig(task="squad", max_eval=6, passages="1 3")), load_questions("squad", 6)
     for c in shots.conditions:
         for q, text in zip(c.questions, c.contexts):
             assert text.count("Passage: ") == 2 + c.level   # the demonstrations' own, and as many as the level says
@@ -344,7 +344,7 @@ def test_other_passages_are_nobodys(smollm2):
     "In 04 neither the others' passages nor the demonstrations' hold the answer"
     from junkdna_nb.base.questions import holds_answer
     config = ContextConfig(max_eval=20, passages="1 10")
-    data, _ = axes._askable(config)
+    data, _ = axes.askable(config)
     for c in axes._for_passages(config, data, prompt):
         for q, text in zip(c.questions, c.contexts):
             shown = [line.removeprefix("Passage: ") for line in text.split("\n") if line.startswith("Passage: ")]
@@ -354,8 +354,8 @@ def test_other_passages_are_nobodys(smollm2):
 def test_spelling_of_levels_makes_no_difference(runs):
     axes.run(OptionsConfig(options="2,3", max_eval=3, shots=0))
     record = axes.run(OptionsConfig(options=[2, 3], sparsity=0.4, max_eval=3, shots=0))
-    assert set(axes.siblings(record)["how"]) == {"dense", "magnitude, 30%", "magnitude, 40%"}
-    axes.draw_levels(record, "options")
+    assert set(curves.siblings(record)["how"]) == {"dense", "magnitude, 30%", "magnitude, 40%"}
+    curves.draw_siblings(record, "options")
     assert ShotsConfig(shots=4.0) == ShotsConfig(shots="4")
     for bad in ("all", "", "2 2"):
         with pytest.raises(StudyError, match="shots="):
@@ -372,7 +372,7 @@ def drawn_options(config, data):
 
 @pytest.mark.parametrize("style", ["cloze", "listed"])
 def test_draws_of_distractors_differ_and_are_nested(style):
-    data, _ = axes._askable(OptionsConfig(max_eval=60))
+    data, _ = axes.askable(OptionsConfig(max_eval=60))
     config = OptionsConfig(max_eval=60, options="2 4 6", style=style, draws=1)
     found = {d: drawn_options(config.but(distractors=d), data) for d in range(4)}
     for levels in found.values():
@@ -387,7 +387,7 @@ def test_draws_of_distractors_differ_and_are_nested(style):
 
 
 def test_the_same_draw_holds_for_demonstrations():
-    data, _ = axes._askable(OptionsConfig(max_eval=5))
+    data, _ = axes.askable(OptionsConfig(max_eval=5))
     config = OptionsConfig(options="4", style="listed", draws=1, shots=2)
     (zero,) = axes._for_options(config, data, prompt)
     (one,) = axes._for_options(config.but(distractors=1), data, prompt)
@@ -399,7 +399,7 @@ def test_the_same_draw_holds_for_demonstrations():
 
 def test_draws_of_passages_keep_the_right_one():
     config = ContextConfig(max_eval=12, passages="0 1 3 6", shots=1)
-    data, _ = axes._askable(config)
+    data, _ = axes.askable(config)
     found = {}
     for draw in (0, 1, 2):
         conditions = axes._for_passages(config.but(distractors=draw), data, prompt)
@@ -422,7 +422,7 @@ def test_draw_0_is_what_the_committed_records_have(mirror):
         checked.add(name)
         config = get_experiment(record["experiment"]).make(**record["config"])
         assert config.digest == record["digest"]
-        assert axes._open(config).fingerprints == record["fingerprints"], path.name
+        assert axes.prepare(config).fingerprints == record["fingerprints"], path.name
     assert len(checked) >= 6
 
 
@@ -466,14 +466,14 @@ def test_new_rows_have_the_right_gold(mirror, task):
 def test_squad_of_one_article(mirror):
     "Other passages are of the same article; questions whose answer is everywhere are left out"
     config = ContextConfig(task="squad", kind="Nikola_Tesla", passages="0 1 10", max_eval=300)
-    data, notes = axes._askable(config)
+    data, notes = axes.askable(config)
     assert len(data.asked) == 300 and {q.kind for q in data.asked} == {"Nikola_Tesla"}
     assert "questions are not asked: too few passages" in notes[0]
     own = load_questions("squad", 0, "Nikola_Tesla")
     assert data.library == {q.passage for q in own.asked + own.shots}
-    few, _ = axes._askable(config.but(max_eval=20))
+    few, _ = axes.askable(config.but(max_eval=20))
     assert few.asked == data.asked[:20] and few.library == data.library
     *_, ten = axes._for_passages(config, few, prompt)
     assert all(text.count("Passage: ") == 12 for text in ten.contexts)
     with pytest.raises(StudyError, match="has so many others without its answer"):
-        axes._askable(config.but(passages="1 2000"))
+        axes.askable(config.but(passages="1 2000"))

@@ -21,7 +21,13 @@ import torch
 
 # %% ../../nbs/33_axes.ipynb #e02dc10d
 from ..base.config import StudyError
-from ..base.experiments import DecoderConfig
+from junkdna_nb.base.experiments import (
+    ContextConfig,
+    DecoderConfig,
+    FormatConfig,
+    OptionsConfig,
+    ShotsConfig,
+)
 from junkdna_nb.base.models import (
     ModelSource,
     cast_,

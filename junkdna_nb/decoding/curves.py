@@ -120,7 +120,7 @@ def _draw_band(ax, part: pd.DataFrame):
         ax.axhspan(r.value - r.se, r.value + r.se, color="0.8", lw=0)
         ax.axhline(r.value, color="0.3", lw=1, label="dense")
 
-# %% ../../nbs/35_curves.ipynb #157ddb00
+# %% ../../nbs/35_curves.ipynb #72e4dd72
 def _set_axis(axes, record: dict):
     "Set the range of the axis: levels by name, a fraction, or bits from many to few"
     for ax in axes:
@@ -131,7 +131,7 @@ def _set_axis(axes, record: dict):
         else:
             ax.set_xlim((8.5, 0.5) if record["config"]["mode"] == "quantized" else (0, 1))
 
-# %% ../../nbs/35_curves.ipynb #27c0f0d0
+# %% ../../nbs/35_curves.ipynb #6a29efcd
 def _draw_chance(ax, record: dict):
     "Draw the level of chance, unless it is 0 everywhere"
     if "levels" in record:
@@ -140,29 +140,27 @@ def _draw_chance(ax, record: dict):
     else:
         chance, x = [record["metrics"][record["metric"]]["chance"]] * 2, list(ax.get_xlim())
     if any(chance):
-        ax.plot(x, chance, ls=":", color="0.5", lw=1)
-        where = dict(textcoords="offset points", color="0.4")
-        ax.annotate("chance", (x[0], chance[0]), (3, 4), **where)
+        ax.plot(x, chance, ls=":", color="0.4", lw=1.2, label="chance")
 
-# %% ../../nbs/35_curves.ipynb #993a5d4d
+# %% ../../nbs/35_curves.ipynb #cfbd3cc5
 def _title(record: dict) -> str:
     "Say whose scores are drawn, on what, and of how many items"
     config, main = record["config"], record["metrics"][record["metric"]]
     return f"{config['model']} on {config['task']}, n = {main['n']:,}, bars: 1 standard error"
 
-# %% ../../nbs/35_curves.ipynb #6beb3b97
+# %% ../../nbs/35_curves.ipynb #40614ea1
 def _metric(record: dict) -> str:
     "Name the metrics of a record's levels, or its main one"
     levels = record.get("levels") or [dict(metric=record["metric"])]
     return " / ".join(dict.fromkeys(level["metric"].replace("_", " ") for level in levels))
 
-# %% ../../nbs/35_curves.ipynb #44de90a6
+# %% ../../nbs/35_curves.ipynb #9baff4b1
 def draw_siblings(record: dict, xlabel: str):
     "Draw score and relative performance of a run and its siblings; return the figure"
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    sns.set_theme(style="ticks", context="paper", palette="colorblind")
+    sns.set_theme(style="ticks", context="paper", palette="colorblind", rc={"figure.dpi": 72})
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained")
     # a curve for each way of compressing, the dense model first
     runs = sorted(siblings(record).groupby("how"), key=lambda run: (run[0] != "dense", run[0]))
@@ -187,7 +185,7 @@ def draw_siblings(record: dict, xlabel: str):
     sns.despine(fig)
     return fig
 
-# %% ../../nbs/35_curves.ipynb #3da5c9e0
+# %% ../../nbs/35_curves.ipynb #1dbc8d19
 def save_beside(record: dict, fig) -> Path:
     "Write a figure as PNG beside its record; return its path"
     png, path = io.BytesIO(), Path(record["path"]).with_suffix(".png")
