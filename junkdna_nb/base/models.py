@@ -7,13 +7,18 @@ __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'model_version',
            'load_tokenizer', 'load_decoder', 'load_classifier', 'cast_', 'count_parameters']
 
 # %% ../../nbs/14_models.ipynb #0e77e7f6
-import contextlib, hashlib, os, re, shutil, zipfile
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from .config import DamagedError, StudyError, nearest, resolve_precision
-from .storage import cache_dir, folder_version, sha256_file
 from .packages import Packaged, building, copy_members, fetch, read_member
+from .storage import cache_dir, folder_version, sha256_file
 
 # %% ../../nbs/14_models.ipynb #71100df7
 @dataclass(frozen=True)
@@ -318,6 +323,7 @@ def load_classifier(
 ) -> tuple:  # (model in float32, names of the freshly initialised parameters)
     "A pre-trained body with a new head on top"
     from transformers import AutoModelForSequenceClassification
+
     from junkdna_nb.base.records import seed_everything
 
     seed_everything(seed)
@@ -339,6 +345,7 @@ def cast_(model, dtype):
 def count_parameters(source: ModelSource) -> int:
     "Numbers in a model's weight files"
     import math
+
     from safetensors import safe_open
 
     total = 0

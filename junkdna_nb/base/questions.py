@@ -8,7 +8,12 @@ __all__ = ['RELATIONS', 'QUESTIONS', 'STYLES', 'Question', 'normalize_answer', '
            'holds_answer', 'with_passages', 'answer_texts', 'prompt', 'chat_template']
 
 # %% ../../nbs/16_questions.ipynb #d6f7d13a
-import hashlib, json, math, re, string, unicodedata
+import hashlib
+import json
+import math
+import re
+import string
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache

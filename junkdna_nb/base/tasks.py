@@ -11,7 +11,11 @@ __all__ = ['METRICS', 'METRIC_NEEDS', 'SETS', 'RATING_RULES', 'PACKAGE_NAMES', '
            'task_version', 'TaskData', 'Loaded', 'read_task', 'load_task', 'check_task', 'tasks_overview']
 
 # %% ../../nbs/15_tasks.ipynb #1cd47c3f
-import csv, hashlib, json, math, os
+import csv
+import hashlib
+import json
+import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +26,6 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .config import StudyError, listed, nearest
-from .storage import find_file, project_root, sha256_file
 from junkdna_nb.base.packages import (
     Packaged,
     dataset_version,
@@ -31,6 +34,7 @@ from junkdna_nb.base.packages import (
     open_dataset,
     read_member,
 )
+from .storage import find_file, project_root, sha256_file
 
 # %% ../../nbs/15_tasks.ipynb #6f2fde53
 @dataclass(frozen=True)

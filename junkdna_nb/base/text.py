@@ -9,11 +9,13 @@ __all__ = ['documents', 'Calibration', 'load_text']
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import torch
+
 from .config import StudyError
-from .storage import find_file
 from .packages import open_dataset
+from .storage import find_file
 from .tasks import editorials
 
 # %% ../../nbs/17_text.ipynb #3f72e1c0

@@ -6,11 +6,13 @@
 __all__ = ['MOVED', 'CSS', 'PAGE', 'GROUPS', 'about', 'build']
 
 # %% ../../nbs/54_site.ipynb #670b3424
-import html, json, re, shutil
+import html
+import re
+import shutil
 from pathlib import Path
 
 from ..base.config import StudyError
-from ..base.storage import project_root, study_dir, write_atomic
+from ..base.storage import project_root, study_dir
 
 # %% ../../nbs/54_site.ipynb #77c1044c
 # executed notebooks beside records link to names that notebooks had then
