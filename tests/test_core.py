@@ -96,14 +96,9 @@ def test_unknown_parameter_names_the_nearest(wrong, right):
 @given(st.floats(0, 0.999), st.integers(0, 2**32 - 1), st.integers(0, 10**6))
 def test_digest_follows_what_matters(sparsity, seed, save_steps):
     a = GlueConfig(sparsity=sparsity, seed=seed)
-    assert (
-        a.digest
-        == GlueConfig.make(
-            **{"sparsity": repr(sparsity), "seed": str(seed), "save_steps": save_steps}
-        ).digest
-    )
-    assert a.digest != a.but(seed=(seed + 1) % 2**32).digest
-    assert a.but(mode="dense").digest == a.but(mode="dense", sparsity=0.123, n_kept=1).digest
+    assert a.digest == GlueConfig.make(**{"sparsity": repr(sparsity), "seed": str(seed), "save_steps": save_steps}).digest
+    assert a.digest != a.replace(seed=(seed + 1) % 2**32).digest
+    assert a.replace(mode="dense").digest == a.replace(mode="dense", sparsity=0.123, n_kept=1).digest
 
 
 def test_digest_is_stable_across_processes():

@@ -306,11 +306,11 @@ def test_a_field_added_later_orphans_no_record(study, runs, monkeypatch):
     for record in map(load_record, made.path):
         config = get_experiment("02_glue").make(**record["config"])
         assert config == Longer(**record["config"]) and asdict(config) == record["config"]
-        assert config.unused() == record["unused"]
+        assert config.unused_fields() == record["unused"]
         before = GlueConfig(**{k: v for k, v in record["config"].items() if k != "clip"})
-        assert config.digest == before.digest != config.but(clip=2).digest
+        assert config.digest == before.digest != config.replace(clip=2).digest
     dense = Longer(mode="dense", clip=2.0)
-    assert dense.digest == dense.but(sparsity=0.1).digest
+    assert dense.digest == dense.replace(sparsity=0.1).digest
     assert find_record(Longer(), "bf16")["digest"] == GlueConfig().digest
     assert find_record(Longer(clip=2), "bf16") is None
     assert Config.canonical(Longer(clip=2))["clip"] == 2.0

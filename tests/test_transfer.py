@@ -228,8 +228,7 @@ def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop, steps):
             )
         finally:
             fine_tune.__globals__["Progress"] = original
-
-    whole, *_ = training(tmp_path / "whole", config.but(save_steps=0))
+    whole, *_ = training(tmp_path / "whole", config.replace(save_steps=0))
     with pytest.raises(KeyboardInterrupt):
         training(tmp_path / "cut", config, Stop(stop))
     if mode != "dense":
@@ -548,8 +547,8 @@ def test_a_run_of_equal_steps_and_fewer_words(runs):
     assert "words0.5-steps5" in record["name"]
     dense = load_runs()[lambda d: d["mode"] == "dense"]
     assert dense["steps"].item() == 5 and dense["input_share"].item() == 0.5
-    assert record["fingerprints"]["data"] == run(config.but(input_share=1))["fingerprints"]["data"]
-    uneven = run(config.but(batch_size=16, mode="dense"))  # 24 examples: batches of 16 and 8
+    assert record["fingerprints"]["data"] == run(config.replace(input_share=1))["fingerprints"]["data"]
+    uneven = run(config.replace(batch_size=16, mode="dense"))   # 24 examples: batches of 16 and 8
     assert "5 steps (2.5 passes)" in uneven["scale"]
 
 
@@ -607,18 +606,15 @@ def test_a_resumed_cell_certifies_the_start_of_training(runs, monkeypatch, mode)
     from junkdna_nb.transfer import finetuning
 
     real = finetuning.Progress
-    run(config.but(mode="dense"))
+    run(config.replace(mode="dense"))
     monkeypatch.setattr(finetuning, "Progress", lambda label: Stop(7))
     with pytest.raises(KeyboardInterrupt):
         run(config)
     assert load_runs(status="failed").error.tolist() == ["KeyboardInterrupt"]
     monkeypatch.setattr(finetuning, "Progress", real)
     resumed = run(config)
-    whole = run(config.but(save_steps=0))
-    assert (
-        resumed["certificate"] == whole["certificate"]
-        and resumed["items"]["sha256"] == whole["items"]["sha256"]
-    )
+    whole = run(config.replace(save_steps=0))
+    assert resumed["certificate"] == whole["certificate"] and resumed["items"]["sha256"] == whole["items"]["sha256"]
 
 
 def test_a_checkpoint_cut_off_by_a_kill_is_passed_over(bench, tmp_path):

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'model_version', 'quiet', 'ModelSource', 'resolve_model',
-           'load_tokenizer', 'load_decoder', 'load_classifier', 'resolve_precision', 'cast_', 'count_parameters']
+           'load_tokenizer', 'load_decoder', 'load_classifier', 'cast_', 'count_parameters']
 
 # %% ../../nbs/14_models.ipynb #0e77e7f6
 import contextlib, hashlib, os, re, shutil, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import DamagedError, StudyError, nearest
+from .config import DamagedError, StudyError, nearest, resolve_precision
 from .storage import cache_dir, folder_version, sha256_file
 from .packages import Packaged, building, copy_members, fetch, read_member
 
@@ -196,16 +196,6 @@ def load_classifier(source:ModelSource,
     return model, tuple(sorted(info['missing_keys']))
 
 # %% ../../nbs/14_models.ipynb #6b15a29a
-def resolve_precision(asked:str='auto'  # 'auto', 'bf16' or 'fp32'
-    ) -> str:                           # 'bf16' or 'fp32'
-    "The arithmetic of matrix products on this machine"
-    import torch
-    if asked not in ('auto', 'bf16', 'fp32'): raise StudyError(f"unknown precision {asked!r}{nearest(asked, ('auto', 'bf16', 'fp32'))} (allowed: auto, bf16, fp32)")
-    if asked != 'auto': return asked
-    if torch.cuda.is_available(): return 'bf16' if torch.cuda.is_bf16_supported() else 'fp32'
-    flags = [getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')]
-    return 'bf16' if any(flags) else 'fp32'
-
 def cast_(model, dtype):
     "Cast a model's parameters in place; buffers, such as the frequencies of rotary positions, keep their precision"
     for p in model.parameters(): p.data = p.data.to(dtype)

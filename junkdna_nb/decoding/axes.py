@@ -289,8 +289,8 @@ def _compress(config, model, tokenizer, precision):
     "Compress as the configuration says; a `Report`"
     if config.rounds: how = dict(bits=config.bits, group_size=config.group_size, symmetric=config.symmetric)
     elif config.pattern == 'nm': how = dict(pattern='nm', n_kept=config.n_kept, m_group=config.m_group)
-    else: how = dict(sparsity=config.sparsity, per=config.per)
-    text = None if 'calibration' in config.idle() else load_text(tokenizer, config.calibration, windows=config.calibration_windows, length=config.calibration_length, seed=config.seed)
+    else: how = dict(sparsity=config.sparsity, per=config.resolved_granularity)
+    text = None if 'calibration' in config.unused_fields() else load_text(tokenizer, config.calibration, windows=config.calibration_windows, length=config.calibration_length, seed=config.seed)
     return compress(model, config.method, **how, calibration=text, seed=config.seed, precision=precision)
 
 def _cell(config, record, bench, dense=None):

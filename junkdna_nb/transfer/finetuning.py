@@ -307,7 +307,7 @@ def _certificates(trainer, callback):
 def _masked(config, model, fresh, bench):
     "The callback of a mode that prunes; SparseGPT gives its mask only, the weights it would repair are trained instead"
     reference, nm = config.recipe == 'reference', config.pattern == 'nm'
-    which = dict(n_kept=config.n_kept, m_group=config.m_group) if nm else dict(sparsity=config.sparsity, per=config.per)
+    which = dict(n_kept=config.n_kept, m_group=config.m_group) if nm else dict(sparsity=config.sparsity, per=config.resolved_granularity)
     masks = make_masks(model, config.method, config.pattern, **which, head=reference, fresh=fresh, rule='strict' if reference else 'exact', seed=config.seed, calibration=bench.text, precision=bench.precision)
     return MaskCallback(masks, config.mode, exact=not reference)
 
