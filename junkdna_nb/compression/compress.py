@@ -14,7 +14,7 @@ import torch
 from ..base.text import Calibration
 from ..base.config import StudyError, nearest
 from ..base.records import resident_memory
-from ..base.models import resolve_precision
+from ..base.config import resolve_precision
 from .masks import Masks, certify
 from .pruning import METHODS, make_masks
 from .selection import kept_in_group
