@@ -17,7 +17,8 @@ import torch
 from common import arguments, closing, interleaved
 from torch import nn
 
-from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
+from junkdna_nb.base.config import resolve_precision
+from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model
 from junkdna_nb.base.text import load_text
 from junkdna_nb.compression.compress import PeakMemory
 from junkdna_nb.compression.pruning import make_masks

@@ -15,13 +15,9 @@ from pathlib import Path
 import torch
 from common import arguments, closing, interleaved
 
+from junkdna_nb.base.config import resolve_precision
 from junkdna_nb.base.experiments import GlueConfig
-from junkdna_nb.base.models import (
-    load_classifier,
-    load_tokenizer,
-    resolve_model,
-    resolve_precision,
-)
+from junkdna_nb.base.models import load_classifier, load_tokenizer, resolve_model
 from junkdna_nb.base.records import seed_everything
 from junkdna_nb.base.tasks import load_task
 from junkdna_nb.compression.pruning import make_masks

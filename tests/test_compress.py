@@ -31,8 +31,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from junkdna_nb.base.config import StudyError
-from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
+from junkdna_nb.base.config import StudyError, resolve_precision
+from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model
 from junkdna_nb.base.text import Calibration, documents, load_text
 from junkdna_nb.compression.calibration import iter_blocks, perplexity, window_losses
 from junkdna_nb.compression.compress import compress, effective_bits

@@ -12,9 +12,8 @@ import pytest
 from conftest import ROOT, command
 
 from junkdna_nb.base import config, records
-from junkdna_nb.base.config import Config, StudyError, machine_precision, param
+from junkdna_nb.base.config import Config, StudyError, machine_precision, param, resolve_precision
 from junkdna_nb.base.experiments import EXPERIMENTS, GlueConfig, get_experiment
-from junkdna_nb.base.models import resolve_precision
 from junkdna_nb.base.records import (
     arithmetic_of,
     comparable,

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 
-from ..base.config import StudyError, nearest
-from ..base.models import resolve_precision
+from ..base.config import StudyError, nearest, resolve_precision
 from ..base.records import resident_memory
 from ..base.text import Calibration
 from .masks import Masks, certify

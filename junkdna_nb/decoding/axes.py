@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 # %% ../../nbs/33_axes.ipynb #e02dc10d
-from ..base.config import StudyError
+from ..base.config import StudyError, resolve_precision
 from junkdna_nb.base.experiments import (
     ContextConfig,
     DecoderConfig,
@@ -35,7 +35,6 @@ from junkdna_nb.base.models import (
     load_decoder,
     load_tokenizer,
     resolve_model,
-    resolve_precision,
 )
 from junkdna_nb.base.questions import (
     QuestionData,

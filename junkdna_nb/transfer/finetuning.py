@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.config import StudyError
+from ..base.config import StudyError, resolve_precision
 from ..base.experiments import GlueConfig
 from junkdna_nb.base.models import (
     ModelSource,
@@ -27,7 +27,6 @@ from junkdna_nb.base.models import (
     load_tokenizer,
     quiet,
     resolve_model,
-    resolve_precision,
 )
 from ..base.packages import building
 from ..base.records import load_items, run_with_baseline, seed_everything
