@@ -71,11 +71,20 @@ def parse(source):
     return ast.parse(source), set(re.findall(r"\w+", " ".join(magic)))
 
 
+def grows_private_class(node) -> bool:
+    "Is this function a method, by `@patch`, of a class whose name begins with an underscore?"
+    if not isinstance(node, ast.FunctionDef) or not node.args.args:
+        return False
+    of = getattr(node.args.args[0].annotation, "id", "")
+    patched = any("patch" in ast.unparse(d) for d in node.decorator_list)
+    return patched and of.startswith("_")
+
+
 def defined(tree) -> set:
     "Public names that the top level of a cell defines"
     names = set()
     for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not grows_private_class(node):
             names.add(node.name)
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -117,6 +126,8 @@ def displays(source, tree) -> bool:
 
 def measure_exported(found, cell, source, tree):
     "Count the lines of an exported cell, the names it defines, and what is dense in it"
+    if all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body):
+        return
     at = f"{found.name}, cell {cell}"
     lines = [x for x in source.splitlines() if x.strip() and not x.startswith("#|")]
     found.lines.append(len(lines))
