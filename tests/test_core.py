@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from junkdna_nb.base.config import StudyError
 from junkdna_nb.base.records import (
+    _fingerprint,
+    code_version,
     find_record,
     load_items,
     load_record,
@@ -214,3 +217,37 @@ def test_abandoned_locks_are_told_from_trials_of_the_folder(runs):
     with hold(folder / "held"):
         assert [p.name for p in unheld(remove=True)] == ["abandoned"]
         assert sorted(p.name for p in folder.iterdir()) == [".tmp-probe-1", "held"]
+
+
+CHANGES = [("compression/pruning.py", True), ("base/tasks.py", True), ("transfer/modes.py", True), ("decoding/scoring.py", True)]
+CHANGES += [(f, False) for f in ("evidence/claims.py", "evidence/plots.py", "machinery/site.py", "machinery/cli.py", "decoding/harness.py")]
+
+
+@pytest.mark.parametrize("module, counts", CHANGES)
+def test_code_version_follows_what_can_change_a_result(tmp_path, module, counts):
+    "A statement of evidence, machinery or the bridge to the harness leaves it; words leave it everywhere"
+    package = tmp_path / "junkdna_nb"
+    shutil.copytree(project_root() / "junkdna_nb", package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert _fingerprint(package) == code_version()
+    changed = package / module
+    changed.write_text(changed.read_text() + "\n# a comment\n")
+    assert _fingerprint(package) == code_version()
+    changed.write_text(changed.read_text() + "\nCHANGED = True\n")
+    assert (_fingerprint(package) != code_version()) == counts
+
+
+def test_a_record_reads_the_same_when_only_records_is_imported(runs):
+    "Fields that an experiment got later are there, at their defaults"
+    record = run_recorded(GlueConfig(), _work)
+    old = {k: v for k, v in record.items() if k != "path"}
+    old["config"] = {k: v for k, v in old["config"].items() if k not in ("steps", "input_share", "probabilities")}
+    path = Path(record["path"])
+    path.write_text(json.dumps(old))
+    code = f"from junkdna_nb.base.records import load_record; print(load_record({str(path)!r})['config'] == {record['config']!r})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True"
+
+
+def test_lower_chapters_never_import_higher_ones():
+    "Base knows experiments by name only: the register is filled by them"
+    code = "import sys; import junkdna_nb.base.records; print([m for m in sys.modules if m.endswith(('experiments', 'models', 'tasks'))])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
