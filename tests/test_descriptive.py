@@ -1,4 +1,6 @@
-"Descriptive results against values by hand, a real model, and the committed records; figures that do not change."
+"Descriptive results against values by hand and the committed records; figures do not change."
+
+import itertools
 import re
 import subprocess
 import sys
@@ -9,23 +11,40 @@ import pytest
 from conftest import ROOT
 
 from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.experiments import GlueConfig
 from junkdna_nb.base.records import load_items
 from junkdna_nb.evidence.descriptive import (
-    Flips, agreement, breaking_table, breaking_text, cartography, difficulty_table, flips,
-    flips_table, isotonic_p, kept_samples, largest_rise, markdown, populations, sentences,
-    special_records, steps_table, v_information)
+    Flips,
+    agreement,
+    breaking_table,
+    breaking_text,
+    cartography,
+    difficulty_table,
+    flips,
+    flips_table,
+    isotonic_p,
+    kept_samples,
+    largest_rise,
+    markdown,
+    populations,
+    sentences,
+    special_records,
+    steps_table,
+    v_information,
+)
 from junkdna_nb.evidence.plots import overlay, paper_points, split_condition, task_curves
 from junkdna_nb.evidence.study import Run, Study, TaskRuns
-from junkdna_nb.base.experiments import GlueConfig
 
 
 def toy_task(right, n=8, seeds=(41,)):
     "Runs that answer the first so many of n items right"
     labels = np.arange(n) % 2
-    runs = [Run(c, "", s) for c in right for s in seeds]
+    runs = [Run(c, "", s) for c, s in itertools.product(right, seeds)]
     answers = [np.where(np.arange(n) < right[r.condition], labels, 1 - labels) for r in runs]
     chance = np.full(len(runs), 0.5)
-    return TaskRuns("toy", tuple(runs), labels, np.array(answers), "accuracy", "correlation_k", chance)
+    return TaskRuns(
+        "toy", tuple(runs), labels, np.array(answers), "accuracy", "correlation_k", chance
+    )
 
 
 def test_breaking_points_by_hand():
@@ -44,8 +63,15 @@ def test_seeds_are_averaged_and_a_seed_without_dense_is_left_out():
     task = toy_task({"dense": 6, "sparse 0.1": 3}, seeds=(41, 42))
     runs = tuple(r for r in task.runs if r != Run("dense", "", 42))
     at = [task.index[r] for r in runs]
-    part = TaskRuns("part", runs, task.labels, task.predictions[at], "accuracy", "correlation_k",
-                    np.full(3, 0.5))
+    part = TaskRuns(
+        "part",
+        runs,
+        task.labels,
+        task.predictions[at],
+        "accuracy",
+        "correlation_k",
+        np.full(3, 0.5),
+    )
     for one in (task, part):
         assert np.allclose(kept_samples(one, resamples=10)[1][0], 0.5)
 
@@ -82,7 +108,10 @@ def test_cartography_by_hand():
 
 def test_conditions_in_words():
     assert [split_condition(c) for c in ("dense", "rtn 2 bits", "sparse_to_dense 0.6")] == [
-        ("dense", 0.0), ("rtn", 2.0), ("sparse_to_dense", 0.6)]
+        ("dense", 0.0),
+        ("rtn", 2.0),
+        ("sparse_to_dense", 0.6),
+    ]
 
 
 def leaked_data(folder, leaked, rng):
@@ -135,8 +164,13 @@ def test_the_committed_records_say_something(committed, monkeypatch):
     monkeypatch.setenv("JUNKDNA_STUDY", str(committed))
     study = Study(old=True)
     measures = difficulty_table(study)
-    tables = [measures, agreement(measures, 200), breaking_table(study, resamples=500),
-              steps_table(study, 200), flips_table(study)]
+    tables = [
+        measures,
+        agreement(measures, 200),
+        breaking_table(study, resamples=500),
+        steps_table(study, 200),
+        flips_table(study),
+    ]
     for table in tables:
         assert len(table) >= 8 and not re.search(r"\b(nan|inf|none)\b", markdown(table).lower())
     assert measures["V-information"].notna().sum() >= 4
@@ -163,7 +197,8 @@ save(verdict_figure(rows), "verdicts", folder)
 save(scale_figure(rows[0]), "scales", folder)
 save(difficulty_scatter({"signal": orders(tasks, terms, "signal")}), "difficulty", folder)
 save(forest(average([task_effect(t, terms, "signal") for t in tasks])), "forest", folder)
-save(drop_curves(task_curves([(t.name, [("sparse", t, "sparse", "")]) for t in tasks])), "drops", folder)
+panels = [(t.name, [("sparse", t, "sparse", "")]) for t in tasks]
+save(drop_curves(task_curves(panels)), "drops", folder)
 """
 
 
