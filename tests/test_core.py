@@ -319,7 +319,7 @@ CHANGES += [
 
 @pytest.mark.parametrize("module, counts", CHANGES)
 def test_code_version_follows_what_can_change_a_result(tmp_path, module, counts):
-    "A statement of evidence, machinery or the bridge to the harness leaves it; words leave it everywhere"
+    "A statement of evidence, machinery or the harness leaves it; a comment always does"
     package = tmp_path / "junkdna_nb"
     shutil.copytree(
         project_root() / "junkdna_nb", package, ignore=shutil.ignore_patterns("__pycache__")
