@@ -36,7 +36,7 @@ tokenizer = load_tokenizer(source)
 
 def ours(config, rows):
     model, fresh = load_classifier(source, 2, config.seed, tokenizer)
-    callback = MaskCallback(make_masks(model, sparsity=0.5, fresh=fresh), "sparse")
+    callback = MaskCallback(make_masks(model, sparsity=0.5, newly_initialized=fresh), "sparse")
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(model, rows, tokenizer, config, folder, callback, resolve_precision())
 
@@ -50,7 +50,7 @@ def padded(rows):
 
 def authors(config, rows):
     model, fresh = load_classifier(source, 2, config.seed, tokenizer)
-    masks = make_masks(model, sparsity=0.5, fresh=fresh)
+    masks = make_masks(model, sparsity=0.5, newly_initialized=fresh)
     float_masks = {n: m.float() for n, m in masks.items()}
     seed_everything(config.seed)
     model.train()

@@ -46,7 +46,7 @@ def one_read():
 
 
 def levels(sparsities):
-    return nested_smallest(weights, [prune_count(n, s) for s in sparsities], absolute=True)[0]
+    return nested_smallest(weights, [prune_count(n, s) for s in sparsities], absolute=True).kept
 
 
 def by_definition():

@@ -33,7 +33,7 @@ from junkdna_nb.base.questions import (
     with_passages,
 )
 from junkdna_nb.base.records import find_record, load_items, load_levels
-from junkdna_nb.decoding import axes, scoring
+from junkdna_nb.decoding import axes, curves, scoring
 from junkdna_nb.decoding.scoring import (
     SCORES,
     Request,
@@ -172,8 +172,10 @@ def test_generation_shares_beginnings_and_changes_nothing(smollm2):
     prompts = [prompt(q, demonstrations(data, 4, question=q)) for q in data.asked[:7]] + [
         prompt(data.asked[0])
     ]
-    ids = [tokenizer(p)["input_ids"] for p in prompts]
-    assert any(trunk > 50 for trunk, _ in scoring._by_beginning(ids))
+    assert any(
+        len(g.start) > 50
+        for g in scoring._by_beginning([tokenizer(p)["input_ids"] for p in prompts])
+    )
 
     def alone(text):
         ids = tokenizer(text, return_tensors="pt")
@@ -202,7 +204,11 @@ def test_beginnings_are_grouped():
         + [[2] * 30 + [i, i] for i in range(2)]
         + [[3, 4], [3, 5]]
     )
-    assert sorted((t, sorted(m)) for t, m in groups) == [(0, [5, 6]), (20, [0, 1, 2]), (30, [3, 4])]
+    assert sorted((len(g.start), sorted(g.members)) for g in groups) == [
+        (0, [5, 6]),
+        (20, [0, 1, 2]),
+        (30, [3, 4]),
+    ]
 
 
 def test_sanity_on_the_real_model(smollm2):
@@ -258,18 +264,28 @@ def test_chance_is_counted_question_by_question(mirror):
     "ARC-Easy has questions with three and with five options"
     data = load_questions("arc_easy")
     few = [q for q in data.asked if len(q.options) != 4][:2] + list(data.asked[:6])
-    rows = []
-    for q in few:
-        row = dict(level=0, draw=0, format="choice", id=q.id, gold=q.gold, correct=1.0)
-        row |= {f"chosen_{s}": q.gold for s in SCORES}
-        rows.append(row | dict(options=len(q.options), greedy=np.ones(len(q.options), bool)))
-    items = pd.DataFrame(rows)
+    items = pd.DataFrame(
+        [
+            dict(
+                level=0,
+                draw=0,
+                format="choice",
+                id=q.id,
+                options=len(q.options),
+                gold=q.gold,
+                correct=1.0,
+                greedy=np.ones(len(q.options), bool),
+                **{f"chosen_{s}": q.gold for s in SCORES},
+            )
+            for q in few
+        ]
+    )
     assert (
         axes.summarise(items)[0]["chance"]
         == pytest.approx(np.mean([1 / len(q.options) for q in few]))
         != 0.25
     )
-    asked, notes = axes._askable(OptionsConfig(task="arc_easy"))
+    asked, notes = axes.askable(OptionsConfig(task="arc_easy"))
     assert all(len(q.options) >= 4 for q in asked.asked) and "fewer than 4 options" in notes[0]
 
 
@@ -335,7 +351,7 @@ def test_a_run_leaves_a_record_of_every_item(config, runs, capsys):
     assert len(closing_lines(record)) >= 3 and set(
         load_levels(config.experiment)["level"].astype(str)
     ) == set(map(str, levels))
-    left, right = axes.draw_levels(record, "level").axes
+    left, right = curves.draw_siblings(record, "level").axes
     assert len(left.get_lines()[0].get_xdata()) == len(
         levels
     )  # no level is lost on the way through the records
@@ -358,14 +374,14 @@ def test_a_level_that_does_not_fit_is_left_out_whole(runs, monkeypatch):
         return found
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", short)
-    bench = axes._open(ContextConfig(max_eval=5, passages="0 1 20", shots=0))
+    bench = axes.prepare(ContextConfig(max_eval=5, passages="0 1 20", shots=0))
     assert (
         [c.level for c in bench.conditions] == [0, 1]
         and "level 20 left out" in bench.notes[-1]
         and "level 20 left out" in bench.scale
     )
     with pytest.raises(StudyError, match="no level fits the model's context of 300 tokens"):
-        axes._open(ContextConfig(max_eval=5, passages="20", shots=0))
+        axes.prepare(ContextConfig(max_eval=5, passages="20", shots=0))
 
 
 @pytest.mark.parametrize(
@@ -387,7 +403,7 @@ def test_a_level_that_does_not_fit_is_left_out_whole(runs, monkeypatch):
 def test_a_bad_parameter_is_one_line(experiment, words, told, runs):
     with pytest.raises(StudyError, match=None) as e:
         config = get_experiment(experiment).make(**dict(w.split("=") for w in words))
-        axes._open(config)
+        axes.prepare(config)
     assert told in str(e.value) and "\n" not in str(e.value)
 
 
@@ -530,12 +546,12 @@ def test_no_question_is_asked_twice(task, request):
 
 def test_defaults_suit_every_task(mirror):
     "mmlu has few demonstrations for a subject: levels beyond them are left out and said"
-    bench = axes._open(ShotsConfig(task="mmlu", max_eval=40))
+    bench = axes.prepare(ShotsConfig(task="mmlu", max_eval=40))
     assert [c.level for c in bench.conditions][-1] <= 5 and any(
         "there are only" in n for n in bench.notes
     )
     shots, asked = (
-        axes._open(ContextConfig(task="squad", max_eval=6, passages="1 3")),
+        axes.prepare(ContextConfig(task="squad", max_eval=6, passages="1 3")),
         load_questions("squad", 6),
     )
     for c in shots.conditions:
@@ -549,7 +565,7 @@ def test_other_passages_are_nobodys(smollm2):
     from junkdna_nb.base.questions import holds_answer
 
     config = ContextConfig(max_eval=20, passages="1 10")
-    data, _ = axes._askable(config)
+    data, _ = axes.askable(config)
     for c in axes._for_passages(config, data, prompt):
         for q, text in zip(c.questions, c.contexts, strict=True):
             shown = [
@@ -567,8 +583,8 @@ def test_other_passages_are_nobodys(smollm2):
 def test_spelling_of_levels_makes_no_difference(runs):
     axes.run(OptionsConfig(options="2,3", max_eval=3, shots=0))
     record = axes.run(OptionsConfig(options=[2, 3], sparsity=0.4, max_eval=3, shots=0))
-    assert set(axes.siblings(record)["how"]) == {"dense", "magnitude, 30%", "magnitude, 40%"}
-    axes.draw_levels(record, "options")
+    assert set(curves.siblings(record)["how"]) == {"dense", "magnitude, 30%", "magnitude, 40%"}
+    curves.draw_siblings(record, "options")
     assert ShotsConfig(shots=4.0) == ShotsConfig(shots="4")
     for bad in ("all", "", "2 2"):
         with pytest.raises(StudyError, match="shots="):
@@ -588,7 +604,7 @@ def drawn_options(config, data):
 
 @pytest.mark.parametrize("style", ["cloze", "listed"])
 def test_draws_of_distractors_differ_and_are_nested(style):
-    data, _ = axes._askable(OptionsConfig(max_eval=60))
+    data, _ = axes.askable(OptionsConfig(max_eval=60))
     config = OptionsConfig(max_eval=60, options="2 4 6", style=style, draws=1)
     found = {d: drawn_options(config.replace(distractors=d), data) for d in range(4)}
     for levels in found.values():
@@ -605,7 +621,7 @@ def test_draws_of_distractors_differ_and_are_nested(style):
 
 
 def test_the_same_draw_holds_for_demonstrations():
-    data, _ = axes._askable(OptionsConfig(max_eval=5))
+    data, _ = axes.askable(OptionsConfig(max_eval=5))
     config = OptionsConfig(options="4", style="listed", draws=1, shots=2)
     (zero,) = axes._for_options(config, data, prompt)
     (one,) = axes._for_options(config.replace(distractors=1), data, prompt)
@@ -617,7 +633,7 @@ def test_the_same_draw_holds_for_demonstrations():
 
 def test_draws_of_passages_keep_the_right_one():
     config = ContextConfig(max_eval=12, passages="0 1 3 6", shots=1)
-    data, _ = axes._askable(config)
+    data, _ = axes.askable(config)
     found = {}
     for draw in (0, 1, 2):
         conditions = axes._for_passages(config.replace(distractors=draw), data, prompt)
@@ -641,7 +657,7 @@ def test_draw_0_is_what_the_committed_records_have(mirror):
         checked.add(name)
         config = get_experiment(record["experiment"]).make(**record["config"])
         assert config.digest == record["digest"]
-        assert axes._open(config).fingerprints == record["fingerprints"], path.name
+        assert axes.prepare(config).fingerprints == record["fingerprints"], path.name
     assert len(checked) >= 6
 
 
@@ -695,14 +711,14 @@ def test_new_rows_have_the_right_gold(mirror, task):
 def test_squad_of_one_article(mirror):
     "Other passages are of the same article; questions whose answer is everywhere are left out"
     config = ContextConfig(task="squad", kind="Nikola_Tesla", passages="0 1 10", max_eval=300)
-    data, notes = axes._askable(config)
+    data, notes = axes.askable(config)
     assert len(data.asked) == 300 and {q.kind for q in data.asked} == {"Nikola_Tesla"}
     assert "questions are not asked: too few passages" in notes[0]
     own = load_questions("squad", 0, "Nikola_Tesla")
     assert data.library == {q.passage for q in own.asked + own.shots}
-    few, _ = axes._askable(config.replace(max_eval=20))
+    few, _ = axes.askable(config.replace(max_eval=20))
     assert few.asked == data.asked[:20] and few.library == data.library
     *_, ten = axes._for_passages(config, few, prompt)
     assert all(text.count("Passage: ") == 12 for text in ten.contexts)
     with pytest.raises(StudyError, match="has so many others without its answer"):
-        axes._askable(config.replace(passages="1 2000"))
+        axes.askable(config.replace(passages="1 2000"))

@@ -1,6 +1,5 @@
 "Calibrated pruning and quantization against naive float64 oracles, on every kind of model."
 
-import itertools
 import math
 import re
 from collections import Counter
@@ -35,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from junkdna_nb.base.config import StudyError
 from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model, resolve_precision
 from junkdna_nb.base.text import Calibration, documents, load_text
-from junkdna_nb.compression.calibration import perplexity, walk, window_losses
+from junkdna_nb.compression.calibration import iter_blocks, perplexity, window_losses
 from junkdna_nb.compression.compress import compress, effective_bits
 from junkdna_nb.compression.masks import Masks, prunable
 from junkdna_nb.compression.pruning import (
@@ -192,10 +191,10 @@ def test_wanda_equals_the_formula_in_every_family(family, dtype):
 
 
 def norms_of(model, text, **how):
-    "Name of each prunable weight -> the norms of its inputs as `walk` finds them"
+    "Name of each prunable weight -> the norms of its inputs as `iter_blocks` finds them"
     found = {}
-    for *_, groups in walk(model, text, prunable(model), "norms", **how):
-        for weights, value in groups:
+    for block in iter_blocks(model, text, prunable(model), "norms", **how):
+        for weights, value in block.groups:
             found |= {w.name: value for w in weights}
     return found
 
@@ -232,13 +231,17 @@ def test_sparsegpt_equals_naive_optimal_brain_surgeon(pattern):
             keep[:, j : j + m].scatter_(1, cost.argsort(dim=1, stable=True)[:, : m - n], False)
 
     expected, keep = naive_obs(W, H, keep_of)
-    target = Target(sparsity=0.5, per="layer") if n is None else Target("nm", n_kept=n, m_group=m)
-    kept, new, _, notes = sparsegpt(
+    target = (
+        Target(sparsity=0.5, granularity="layer")
+        if n is None
+        else Target("nm", n_kept=n, m_group=m)
+    )
+    pruned = sparsegpt(
         [W[:4], W[4:]] if n else [W], H, target
     )  # matrices that share an input are swept together
-    assert torch.equal(torch.cat(kept), keep)
-    assert torch.allclose(torch.cat(new).double(), expected, atol=2e-4)
-    assert notes == dict(damping=0.01, dead_inputs=0)
+    assert torch.equal(torch.cat(pruned.kept), keep)
+    assert torch.allclose(torch.cat(pruned.weights).double(), expected, atol=2e-4)
+    assert pruned.notes == dict(damping=0.01, dead_inputs=0)
 
 
 def test_gptq_equals_naive_rounding_with_compensation():
@@ -268,7 +271,8 @@ def test_dead_inputs_go_first_and_the_count_stays_exact():
     x = torch.randn(300, 16, generator=g)
     x[:, [2, 5, 9]] = 0
     W = torch.randn(8, 16, generator=g)
-    (kept,), (new,), _, notes = sparsegpt([W], x.T @ x / 300, Target(sparsity=0.25, per="layer"))
+    pruned = sparsegpt([W], x.T @ x / 300, Target(sparsity=0.25, granularity="layer"))
+    (kept,), (new,), notes = pruned.kept, pruned.weights, pruned.notes
     assert notes["dead_inputs"] == 3 and not kept[:, [2, 5, 9]].any() and int((~kept).sum()) == 32
     assert torch.isfinite(new).all()
 
@@ -276,7 +280,7 @@ def test_dead_inputs_go_first_and_the_count_stays_exact():
 def test_damping_climbs_its_ladder_and_then_gives_up():
     degenerate = torch.full((6, 6), 1.0)
     degenerate[0, 0] = 1 - 0.05  # not positive definite until enough is added
-    assert inverse_factor(degenerate)[1] == 0.1
+    assert inverse_factor(degenerate).damping == 0.1
     with pytest.raises(StudyError, match="too degenerate"):
         inverse_factor(-torch.eye(4))
 
@@ -286,7 +290,7 @@ def test_damping_climbs_its_ladder_and_then_gives_up():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_on_every_family(family, dtype, ties):
     for how in (
-        dict(method="magnitude", sparsity=0.5, per="erk"),
+        dict(method="magnitude", sparsity=0.5, granularity="erk"),
         dict(method="random", n_kept=1, m_group=4),
         dict(method="wanda", n_kept=2, m_group=4),
         dict(method="sparsegpt", sparsity=0.3),
@@ -317,7 +321,7 @@ def test_every_method_on_every_family(family, dtype, ties):
 def test_erk_masks_have_erk_counts():
     model = tiny("gpt2")
     weights = prunable(model)
-    masks = make_masks(model, "random", sparsity=0.7, per="erk", seed=3)
+    masks = make_masks(model, "random", sparsity=0.7, granularity="erk", seed=3)
     counts = erk_counts(
         [w.oriented(w.param).shape for w in weights],
         prune_count(sum(w.param.numel() for w in weights), 0.7),
@@ -448,7 +452,7 @@ def test_effective_bits_are_those_of_a_count_by_hand():
         (dict(method="gptq", bits=4), "method 'gptq' needs calibration text"),
         (dict(method="wandaa", sparsity=0.5), "did you mean 'wanda'?"),
         (
-            dict(method="sparsegpt", sparsity=0.5, per="row"),
+            dict(method="sparsegpt", sparsity=0.5, granularity="row"),
             "granularity 'row' is not defined for method 'sparsegpt' (allowed: layer)",
         ),
         (dict(method="magnitude", sparsity=1.0), "sparsity=1.0 is not a number in [0, 1)"),
@@ -462,8 +466,8 @@ def test_effective_bits_are_those_of_a_count_by_hand():
             "m_group=4 means nothing to pattern 'unstructured'",
         ),
         (
-            dict(method="magnitude", per="row", n_kept=2, m_group=4),
-            "per='row' means nothing to pattern 'nm'",
+            dict(method="magnitude", granularity="row", n_kept=2, m_group=4),
+            "granularity='row' means nothing to pattern 'nm'",
         ),
     ],
 )
@@ -520,9 +524,12 @@ def test_what_happens_between_blocks_is_noticed():
         model = DebertaV2ForSequenceClassification(
             DebertaV2Config(**SMALL, type_vocab_size=0, **extra)
         ).eval()
-        text = words()
-        seen, expected = norms_of(model, text), inputs_of(model, text)
-        for w in prunable(model):
+        text, seen = words(), {}
+        weights = prunable(model)
+        for block in iter_blocks(model, text, weights, "norms"):
+            seen |= {w.name: value for ws, value in block.groups for w in ws}
+        expected = inputs_of(model, text)
+        for w in weights:
             assert torch.allclose(seen[w.name], expected[w.name].norm(dim=0), rtol=1e-5), (
                 extra,
                 w.name,
@@ -532,7 +539,12 @@ def test_what_happens_between_blocks_is_noticed():
 def test_weights_shared_by_two_blocks_are_judged_by_both():
     model = tiny("llama")
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
-    found = norms_of(model, words())
+    found = {
+        w.name: value
+        for block in iter_blocks(model, words(), prunable(model), "norms")
+        for ws, value in block.groups
+        for w in ws
+    }
     inputs = []
     hooks = [
         layer.mlp.up_proj.register_forward_pre_hook(
@@ -553,8 +565,8 @@ def test_weights_shared_by_two_blocks_are_judged_by_both():
 def test_statistics_of_several_batches(family):
     model, text = tiny(family), words()
     expected = inputs_of(model, text)
-    for *_, groups in walk(model, text, prunable(model), "norms", batch_size=2):
-        for ws, value in groups:
+    for block in iter_blocks(model, text, prunable(model), "norms", batch_size=2):
+        for ws, value in block.groups:
             for w in ws:
                 assert torch.allclose(value, expected[w.name].norm(dim=0), rtol=1e-5), w.name
 
@@ -565,7 +577,7 @@ def test_a_block_is_left_when_all_its_inputs_are_known():
     mlps = [layer.mlp for layer in model.model.layers]
     for i, mlp in enumerate(mlps):
         mlp.down_proj.register_forward_hook(lambda *_, i=i: ran.update([i]))
-    for _ in walk(model, text, prunable(model), "norms", batch_size=2):
+    for _ in iter_blocks(model, text, prunable(model), "norms", batch_size=2):
         pass
     assert (ran[0], ran[1]) == (
         1 + 1 + 3,
@@ -586,7 +598,12 @@ def test_a_block_is_left_when_all_its_inputs_are_known():
     for ids in text.input_ids.split(2):
         model(input_ids=ids)
     limit = sorted(seen)[1]  # open for one of the three batches
-    found = norms_of(model, text, batch_size=2)
+    found = {
+        w.name: value
+        for block in iter_blocks(model, text, prunable(model), "norms", batch_size=2)
+        for ws, value in block.groups
+        for w in ws
+    }
     parts = [inputs_of(model, Calibration(b, {})) for b in text.input_ids.split(2)]
     for name, value in found.items():
         assert torch.allclose(
@@ -596,7 +613,15 @@ def test_a_block_is_left_when_all_its_inputs_are_known():
 
 
 def test_float64_inputs_are_left_alone():
-    single, double = (norms_of(tiny("llama", t), words()) for t in (torch.float32, torch.float64))
+    single, double = (
+        {
+            w.name: v
+            for block in iter_blocks(m, words(), prunable(m), "norms")
+            for ws, v in block.groups
+            for w in ws
+        }
+        for m in (tiny("llama"), tiny("llama", torch.float64))
+    )
     assert all(torch.allclose(single[n], double[n], rtol=1e-4) for n in single)
 
 
@@ -712,16 +737,26 @@ def output_error(W, new, H):
     return float(((W - new) @ H * (W - new)).sum())
 
 
+def _output_error(W, H, new):
+    "Squared error of the output, per token"
+    return float(((W - new) @ H * (W - new)).sum())
+
+
 def test_sparsegpt_disturbs_a_real_layer_less_than_magnitude(decoder):
     source, text, _ = decoder
     model = load_decoder(source)
-    *_, (block, _, _, groups) = itertools.islice(walk(model, text, prunable(model), "hessian"), 2)
-    for weights, H in groups:
+    *_, block = (
+        s
+        for s, _ in zip(
+            iter_blocks(model, text, prunable(model), "hessian"), range(2), strict=False
+        )
+    )
+    for weights, H in block.groups:
         for w in weights:
             W = w.oriented(w.param.detach()).float()
-            target = Target(sparsity=0.5, per="layer")
-
-            obs = output_error(W, sparsegpt([W], H, target)[1][0], H)
-            by_norm = output_error(W, W * wanda([W], H.diagonal().sqrt(), target)[0][0], H)
-            by_magnitude = output_error(W, W * target.select([W.abs()])[0][0], H)
-            assert obs < by_norm * 1.001 < by_magnitude * 1.001, w.name
+            target = Target(sparsity=0.5, granularity="layer")
+            assert (
+                _output_error(W, H, sparsegpt([W], H, target).weights[0])
+                < _output_error(W, H, W * wanda([W], H.diagonal().sqrt(), target).kept[0]) * 1.001
+                < _output_error(W, H, W * target.select([W.abs()])[0][0]) * 1.001
+            ), w.name

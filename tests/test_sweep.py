@@ -1,5 +1,6 @@
 "Sweeps for real: the installed command, Dask's own commands, real kills at random moments."
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -71,21 +72,16 @@ def family(pid):
 
 
 def kinds(pid):
-    "The processes of a sweep by what they are: Dask's workers, forkservers, and runs, which are forked from those"
+    "The processes of a sweep by kind: Dask's workers, forkservers, and runs forked from those"
     found = dict(worker=[], warm=[], run=[])
     for p in family(pid):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess, AttributeError):
             words = " ".join(p.cmdline())
             if "multiprocessing.forkserver" in words:
-                found[
-                    "run"
-                    if "multiprocessing.forkserver" in " ".join(p.parent().cmdline())
-                    else "warm"
-                ].append(p)
+                forked = "multiprocessing.forkserver" in " ".join(p.parent().cmdline())
+                found["run" if forked else "warm"].append(p)
             elif "multiprocessing.spawn" in words:
                 found["worker"].append(p)
-        except (psutil.NoSuchProcess, AttributeError):
-            pass
     return found
 
 
@@ -113,9 +109,8 @@ def contents(runs):
 
 def assert_tidy(runs):
     "No half-written file, no lock, no notebook of a failed run, nothing without a record"
-    for path in runs.rglob(
-        "*.failed.ipynb"
-    ):  # of a run killed when its record was there and its notebook was not finished: the only one there is
+    # The only one there may be: of a run killed between its record and the end of its notebook.
+    for path in runs.rglob("*.failed.ipynb"):
         assert not path.with_name(path.name.replace(".failed", "")).exists()
         path.unlink()
     names = {Path(p).stem for p in load_runs().path}
@@ -169,7 +164,8 @@ def test_two_sweeps_at_once_do_the_work_once(undisturbed):
                 ).groups(default="0"),
             )
             for t in told
-        )
+        ),
+        strict=True,
     )
     assert sum(done) - sum(elsewhere) == 6, told
 
@@ -186,10 +182,10 @@ def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
         if p.poll() is not None:
             break
         time.sleep(rng.uniform(0, 4))
-        try:
-            rng.choice(wait_for(lambda: p.poll() is not None or kinds(p.pid)[kind], 30)).kill()
-        except (TypeError, psutil.NoSuchProcess, AssertionError):
-            pass  # the sweep, or that process, ended first
+        # The sweep, or that process, may end first.
+        with contextlib.suppress(TypeError, psutil.NoSuchProcess, AssertionError):
+            there = wait_for(lambda kind=kind: p.poll() is not None or kinds(p.pid)[kind], 30)
+            rng.choice(there).kill()
     told = p.communicate(timeout=300)[0]
     assert p.returncode in (0, 1), told
     for path in load_runs(status="failed").path:
@@ -201,7 +197,8 @@ def test_kills_at_random_moments_lose_nothing(runs, grid, undisturbed):
         left = family(p.pid)
         p.kill()
         p.communicate()
-        wait_for(lambda: not any(map(alive, left)), 120)  # nothing goes on without it
+        # Nothing goes on without it.
+        wait_for(lambda left=left: not any(map(alive, left)), 120)
         for path in load_runs().path:
             load_items(load_record(path))
     done = command(*words)
@@ -233,7 +230,7 @@ def dask(*words):
 
 
 def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monkeypatch):
-    "The documented commands; the smoke grid with a worker killed on the way; then the scheduler is killed and another one takes over"
+    "The documented commands; a worker is killed, then the scheduler, and another takes over"
 
     def cluster(port):
         scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
@@ -313,15 +310,13 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monk
     finally:
         for p in everything:
             for q in [*family(p.pid), p]:
-                try:
+                with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
                     q.kill()
-                except (ProcessLookupError, psutil.NoSuchProcess):
-                    pass
             p.communicate()
 
 
 def test_failures_are_recorded_and_the_sweep_goes_on(runs, tmp_path):
-    "A run that cannot work, one that takes too long, one whose dense baseline fails; then only the failed ones again"
+    "A run that cannot work, one too long, one whose baseline fails; then only the failed again"
     path = tmp_path / "grid.yaml"
     path.write_text("""
 blocks:
@@ -428,7 +423,8 @@ def test_a_run_that_is_stopped_leaves_nothing(runs, early):
 def hang(request, own, environment, events):
     "In place of a run: native code that never ends and keeps Python's lock"
     warm._end_with_parent()
-    faulthandler.register(signal.SIGTERM, open(f"{own}/log", "w"), chain=True)
+    log = open(f"{own}/log", "w")  # noqa: SIM115
+    faulthandler.register(signal.SIGTERM, log, chain=True)
     events.send("started")
     re.match("(a+)+$", 60 * "a" + "b")
 
@@ -451,13 +447,14 @@ from junkdna_nb.machinery import warm
 from test_sweep import TINY, hang
 if HANGS:
     warm._work = hang
-warm.run_isolated(dict(experiment="02_glue", params=TINY, threads=1, cold=HANGS), lambda event: print(event, flush=True))
+request = dict(experiment="02_glue", params=TINY, threads=1, cold=HANGS)
+warm.run_isolated(request, lambda event: print(event, flush=True))
 """
 
 
 @pytest.mark.parametrize("moment", ["it imports", "it runs", "native code hangs"])
 def test_nothing_outlives_the_one_that_started_it(runs, moment):
-    "kill -9 while the forkserver imports, while a run is at work, and while native code holds Python's lock"
+    "kill -9 while the forkserver imports, a run is at work, or native code holds Python's lock"
     hangs = moment == "native code hangs"
     p = subprocess.Popen(
         [sys.executable, "-c", PARENT.replace("HANGS", str(hangs))],
@@ -543,31 +540,52 @@ def test_full_disk_and_read_only_folder(runs, tmp_path, monkeypatch):
         subprocess.run(["umount", folder])
 
 
-BAD = {
-    "blocks:\n  a:\n    experiment: 02_glu\n": "3: unknown experiment '02_glu'; did you mean '02_glue'?",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {sparsty: 0.5}\n": "4: unknown parameter 'sparsty' of 02_glue; did you mean 'sparsity'?",
-    "blocks:\n  a:\n    experiment: 02_glue\n    cross:\n      epochs: [1, two]\n": "5: block 'a': epochs='two' is not a whole number",
-    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {sparsity: []}\n": "4: sparsity is empty",
-    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {seed: [1, 2, 1]}\n": "4: seed=1 is listed twice",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {seed: 1}\n    fixed: {seed: 2}\n": "5: 'fixed' is given twice in block 'a'",
-    "- a\n- list\n": "1: a grid is not a mapping",
-    "": "1: a grid is not a mapping",
-    "blocks:\n  a:\n    experiment: /etc/02_glue\n": "3: experiment='/etc/02_glue' lies outside the project",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {method: wanda, calibration: /etc/hosts.txt}\n": "4: calibration='/etc/hosts.txt' lies outside the project",
-    "blocks: {a: [}\n": "1: not YAML",
-    "blocks:\n  a:\n    experiment: 02_glue\n    exclude:\n    - {}\n": "5: an exclusion is empty",
-    "blocks:\n  a:\n    experiment: 02_glue\n    cross: {mode: [dense, sparse]}\n    exclude:\n    - {mode: [dense, spare]}\n": "6: this exclusion excludes no point of block 'a' with mode='spare'",
-    "blocks:\n  a:\n    experiment: 02_glue\n    zip: {}\n": "4: 'zip' is empty",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {seed: !!int ''}\n": "4: cannot be read",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {dynamics: !!bool maybe}\n": "4: cannot be read",
-    "blocks:\n  a:\n    <<: {experiment: 02_glue}\n": "3: merge keys (<<) are not supported",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed: {method: wanda, calibration: nowhere.txt}\n": "4: calibration='nowhere.txt' is no file of the project",
-    "blocks:\n  a:\n    experiment: 02_glue\n    fixed:\n      pattern: nm\n      n_kept: 9\n": "6: block 'a': n_kept=9 of m_group=8 is impossible",
-}
+def block(*lines, experiment="02_glue"):
+    "A grid of one block with these lines in it"
+    lines = ["blocks:", "  a:", f"    experiment: {experiment}", *map("    {}".format, lines)]
+    return "\n".join([*lines, ""])
+
+
+BAD = [
+    ("3: unknown experiment '02_glu'; did you mean '02_glue'?", block(experiment="02_glu")),
+    (
+        "4: unknown parameter 'sparsty' of 02_glue; did you mean 'sparsity'?",
+        block("fixed: {sparsty: 0.5}"),
+    ),
+    ("5: block 'a': epochs='two' is not a whole number", block("cross:", "  epochs: [1, two]")),
+    ("4: sparsity is empty", block("cross: {sparsity: []}")),
+    ("4: seed=1 is listed twice", block("cross: {seed: [1, 2, 1]}")),
+    ("5: 'fixed' is given twice in block 'a'", block("fixed: {seed: 1}", "fixed: {seed: 2}")),
+    ("1: a grid is not a mapping", "- a\n- list\n"),
+    ("1: a grid is not a mapping", ""),
+    ("3: experiment='/etc/02_glue' lies outside the project", block(experiment="/etc/02_glue")),
+    (
+        "4: calibration='/etc/hosts.txt' lies outside the project",
+        block("fixed: {method: wanda, calibration: /etc/hosts.txt}"),
+    ),
+    ("1: not YAML", "blocks: {a: [}\n"),
+    ("5: an exclusion is empty", block("exclude:", "- {}")),
+    (
+        "6: this exclusion excludes no point of block 'a' with mode='spare'",
+        block("cross: {mode: [dense, sparse]}", "exclude:", "- {mode: [dense, spare]}"),
+    ),
+    ("4: 'zip' is empty", block("zip: {}")),
+    ("4: cannot be read", block("fixed: {seed: !!int ''}")),
+    ("4: cannot be read", block("fixed: {dynamics: !!bool maybe}")),
+    ("3: merge keys (<<) are not supported", "blocks:\n  a:\n    <<: {experiment: 02_glue}\n"),
+    (
+        "4: calibration='nowhere.txt' is no file of the project",
+        block("fixed: {method: wanda, calibration: nowhere.txt}"),
+    ),
+    (
+        "6: block 'a': n_kept=9 of m_group=8 is impossible",
+        block("fixed:", "  pattern: nm", "  n_kept: 9"),
+    ),
+]
 
 
 @pytest.mark.parametrize(
-    "text,message", BAD.items(), ids=[m.split(":", 1)[1][1:30] for m in BAD.values()]
+    "message,text", BAD, ids=[message.split(":", 1)[1][1:30] for message, _ in BAD]
 )
 def test_bad_grids_are_one_line_with_the_place(tmp_path, capsys, text, message):
     from junkdna_nb.machinery.cli import main
@@ -599,9 +617,8 @@ def test_wrong_options_are_one_line(grid, capsys):
 def test_the_grids_of_the_project_are_valid(name):
     points, _ = read_grid(ROOT / "nbs" / "configs" / f"{name}.yaml")
     todo, rest = make_plan(points)
-    assert not rest and all(
-        t.needed == 0 for t in todo[sum(t.config.baseline() is None for t in todo) :]
-    ), "baselines come first"
+    baselines = sum(t.config.baseline() is None for t in todo)
+    assert not rest and all(t.needed == 0 for t in todo[baselines:]), "baselines come first"
     assert {t.config.digest for t in todo} >= {t.baseline for t in todo if t.baseline}
     if name == "smoke":
         assert {p.config.experiment for p in points} == {
@@ -614,7 +631,7 @@ def test_the_grids_of_the_project_are_valid(name):
 
 
 def test_what_enters_the_digest(tmp_path, monkeypatch):
-    "The content of mirrored data does; names of folders and times do not; no mirror is another source"
+    "The content of mirrored data does; folder names and times do not; no mirror is another source"
     folder = tmp_path / "one" / "nyu-mll" / "glue" / "rte"
     folder.mkdir(parents=True)
     (folder / "train.parquet").write_bytes(b"some rows")
@@ -648,8 +665,9 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
     "A comment or a docstring does not make records stale; a statement does"
     package = tmp_path / "junkdna_nb"
     shutil.copytree(ROOT / "junkdna_nb", package, ignore=shutil.ignore_patterns("__pycache__"))
-    tell = lambda: (
-        subprocess.run(
+
+    def tell():
+        return subprocess.run(
             [
                 sys.executable,
                 "-c",
@@ -660,11 +678,11 @@ def test_code_fingerprint_sees_statements_only(tmp_path):
             text=True,
             check=True,
         ).stdout
-    )
-    first, file = tell(), package / "pruning.py"
+
+    first, file = tell(), package / "compression" / "pruning.py"
     file.write_text("# a comment\n" + file.read_text())
     assert tell() == first
-    (package / "sweep.py").write_text("x = 1\n")
+    (package / "machinery" / "sweep.py").write_text("x = 1\n")
     assert tell() == first, "a module that cannot change results"
     (package / "evidence" / "claims.py").write_text("x = 1\n")
     assert tell() == first, "a chapter that cannot change results"
@@ -679,7 +697,7 @@ def test_stale_and_forced(runs, grid, undisturbed):
     "Plans on the records of the undisturbed sweep, written by hand into a folder of their own"
     folder = runs / "02_glue"
     folder.mkdir(parents=True)
-    for record, items in undisturbed[1].values():
+    for record, _ in undisturbed[1].values():
         (folder / f"{record['name']}.json").write_text(
             json.dumps(
                 {
@@ -692,7 +710,10 @@ def test_stale_and_forced(runs, grid, undisturbed):
         )
     points, merged = read_grid(grid)
     assert (len(points), merged) == (6, 2)
-    count = lambda **kw: tuple(map(len, make_plan(points, **kw)))
+
+    def count(**kw):
+        return tuple(map(len, make_plan(points, **kw)))
+
     assert (
         count() == (0, 6)
         and count(force=True) == (6, 0)
@@ -712,14 +733,21 @@ def test_stale_and_forced(runs, grid, undisturbed):
 def test_numbers_of_an_exclusion_may_be_written_in_any_way(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
-        "blocks:\n  a:\n    experiment: 02_glue\n    cross: {learning_rate: [1e-4, 5e-5]}\n    exclude:\n    - {learning_rate: 0.0001}\n"
+        "blocks:\n  a:\n    experiment: 02_glue\n    cross: {learning_rate: [1e-4, 5e-5]}\n"
+        "    exclude:\n    - {learning_rate: 0.0001}\n"
     )
     assert [p.config.learning_rate for p in read_grid(path)[0]] == [5e-5]
 
 
 def test_a_claim_is_dropped_by_a_kill(runs):
     config = GlueConfig()
-    code = "import time; from junkdna_nb.base.experiments import GlueConfig; from junkdna_nb.machinery.runner import claim\nwith claim(GlueConfig()): print('mine', flush=True); time.sleep(60)"
+    code = """import time
+from junkdna_nb.base.experiments import GlueConfig
+from junkdna_nb.machinery.runner import claim
+with claim(GlueConfig()):
+    print('mine', flush=True)
+    time.sleep(60)
+"""
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "mine\n"
 

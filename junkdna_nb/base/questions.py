@@ -21,178 +21,352 @@ from .tasks import EVALS_PACKAGE
 @dataclass(frozen=True)
 class Question:
     "One question; options, accepted answers and passage as far as there are any"
+
     id: str
     question: str
-    options: tuple = ()   # of texts
-    gold: int = None      # which option is right
-    answers: tuple = ()   # accepted free answers, the canonical one first
-    passage: str = ''     # text that the answer follows from
+    options: tuple = ()  # of texts
+    gold: int = None  # which option is right
+    answers: tuple = ()  # accepted free answers, the canonical one first
+    passage: str = ""  # text that the answer follows from
     needed: bool = False  # is the passage part of the question?
-    kind: str = ''        # relation of a fact, subject of an exam, article of a passage
-    reserve: tuple = field(default=(), compare=False, repr=False)   # further wrong options, for other draws of them
+    kind: str = ""  # relation of a fact, subject of an exam, article of a passage
+    reserve: tuple = field(
+        default=(), compare=False, repr=False
+    )  # further wrong options, for other draws of them
+
     def __post_init__(self):
-        if not self.options and not self.answers: raise StudyError(f"question {self.id!r} has neither options nor answers")
-        if self.options and (not isinstance(self.gold, int) or not 0 <= self.gold < len(self.options)): raise StudyError(f"gold={self.gold!r} of question {self.id!r} is out of range (allowed: 0 to {len(self.options) - 1})")
+        if not self.options and not self.answers:
+            raise StudyError(f"question {self.id!r} has neither options nor answers")
+        if self.options and (
+            not isinstance(self.gold, int) or not 0 <= self.gold < len(self.options)
+        ):
+            raise StudyError(
+                f"gold={self.gold!r} of question {self.id!r} is out of range (allowed: 0 to {len(self.options) - 1})"
+            )
+
     @property
     def chance(self) -> float:
         "Of guessing among the options"
-        return 1/len(self.options) if self.options else 0.0
+        return 1 / len(self.options) if self.options else 0.0
 
 # %% ../../nbs/16_questions.ipynb #7b27d8b5
-_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-def normalize_answer(text:str) -> str:
+
+def normalize_answer(text: str) -> str:
     "Lower case, no punctuation, no articles, single spaces"
     bare = text.lower().translate(_NO_PUNCTUATION)
-    return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', bare).split())
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
-def exact_match(answer:str, accepted) -> float:
+
+def exact_match(answer: str, accepted) -> float:
     "1.0 if the answer equals an accepted one after normalisation, else 0.0"
     return float(any(normalize_answer(answer) == normalize_answer(a) for a in accepted))
 
-def answer_f1(answer:str, accepted) -> float:
+
+def answer_f1(answer: str, accepted) -> float:
     "The best F1 of words over the accepted answers"
+
     def one(a, b):
         same = sum((Counter(a) & Counter(b)).values())
-        return 2*same/(len(a) + len(b)) if same else 0.0
+        return 2 * same / (len(a) + len(b)) if same else 0.0
+
     return max(one(normalize_answer(answer).split(), normalize_answer(a).split()) for a in accepted)
 
 # %% ../../nbs/16_questions.ipynb #dc953040
 @dataclass(frozen=True)
 class QuestionTask:
     "One row of the table of questions"
-    name: str
-    format: str         # 'choice' (options), 'open' (answers) or 'both'
-    source: str         # hub id, or 'package'
-    config: str         # configuration inside the source
-    asked: str          # split that is asked
-    shots: str          # split of the demonstrations; '' : a fifth of the asked one
-    read: object        # row, number -> Question or None
-    human: dict = field(default_factory=dict)   # metric -> published human score
-    human_source: str = ''
-    official: int = 0   # questions in the complete asked split
-    passages: bool = False  # does each question come with a passage?
-    by_kind: bool = False   # demonstrations are of the question's own kind
-    borrows: bool = False   # are the wrong options answers to other questions?
 
-def _labelled(row, i, question='question'):
-    labels = list(row['choices']['label'])
-    if row['answerKey'] in labels: return Question(str(row['id']), row[question].strip(), tuple(t.strip() for t in row['choices']['text']), labels.index(row['answerKey']))
+    name: str
+    format: str  # 'choice' (options), 'open' (answers) or 'both'
+    source: str  # hub id, or 'package'
+    config: str  # configuration inside the source
+    asked: str  # split that is asked
+    shots: str  # split of the demonstrations; '' : a fifth of the asked one
+    read: object  # row, number -> Question or None
+    human: dict = field(default_factory=dict)  # metric -> published human score
+    human_source: str = ""
+    official: int = 0  # questions in the complete asked split
+    passages: bool = False  # does each question come with a passage?
+    by_kind: bool = False  # demonstrations are of the question's own kind
+    borrows: bool = False  # are the wrong options answers to other questions?
+
+
+def _labelled(row, i, question="question"):
+    labels = list(row["choices"]["label"])
+    if row["answerKey"] in labels:
+        return Question(
+            str(row["id"]),
+            row[question].strip(),
+            tuple(t.strip() for t in row["choices"]["text"]),
+            labels.index(row["answerKey"]),
+        )
+
 
 def _sciq(row, i):
-    options = [row['correct_answer'], row['distractor1'], row['distractor2'], row['distractor3']]
-    return Question(str(i), row['question'].strip(), tuple(o.strip() for o in options), 0, (row['correct_answer'].strip(),), row.get('support') or '')
+    options = [row["correct_answer"], row["distractor1"], row["distractor2"], row["distractor3"]]
+    return Question(
+        str(i),
+        row["question"].strip(),
+        tuple(o.strip() for o in options),
+        0,
+        (row["correct_answer"].strip(),),
+        row.get("support") or "",
+    )
 
-def _piqa(row, i): return Question(str(i), row['goal'].strip(), (row['sol1'].strip(), row['sol2'].strip()), int(row['label']))
-def _mmlu(row, i): return Question(f"{row['subject']}-{i}", row['question'].strip(), tuple(c.strip() for c in row['choices']), int(row['answer']), kind=row['subject'])
+
+def _piqa(row, i):
+    return Question(
+        str(i), row["goal"].strip(), (row["sol1"].strip(), row["sol2"].strip()), int(row["label"])
+    )
+
+
+def _mmlu(row, i):
+    return Question(
+        f"{row['subject']}-{i}",
+        row["question"].strip(),
+        tuple(c.strip() for c in row["choices"]),
+        int(row["answer"]),
+        kind=row["subject"],
+    )
+
+
 def _squad(row, i):
-    answers = tuple(a for a in dict.fromkeys(row['answers']['text']) if normalize_answer(a))   # "." would be matched by saying nothing
-    if answers: return Question(row['id'], row['question'].strip(), answers=answers, passage=row['context'].strip(), kind=row['title'])
+    answers = tuple(
+        a for a in dict.fromkeys(row["answers"]["text"]) if normalize_answer(a)
+    )  # "." would be matched by saying nothing
+    if answers:
+        return Question(
+            row["id"],
+            row["question"].strip(),
+            answers=answers,
+            passage=row["context"].strip(),
+            kind=row["title"],
+        )
+
+
 def _open(answers):
     def read(row, i):
-        accepted = tuple(dict.fromkeys(a for a in answers(row) if normalize_answer(a)))   # "The The" is nothing after normalisation
-        if accepted: return Question(str(i), row['question'].strip(), answers=accepted)
+        accepted = tuple(
+            dict.fromkeys(a for a in answers(row) if normalize_answer(a))
+        )  # "The The" is nothing after normalisation
+        if accepted:
+            return Question(str(i), row["question"].strip(), answers=accepted)
+
     return read
 
+
 def _quartz(row, i):
-    text, first, second = re.fullmatch(r'(.*?)\s*\n\n A: (.*?)\n B: (.*)', row['input'][-1]['content'].strip(), re.S).groups()
-    return Question(str(i), text.strip(), (first.strip(), second.strip().rstrip(').')), 'AB'.index(row['ideal'].strip()))
+    text, first, second = re.fullmatch(
+        r"(.*?)\s*\n\n A: (.*?)\n B: (.*)", row["input"][-1]["content"].strip(), re.S
+    ).groups()
+    return Question(
+        str(i),
+        text.strip(),
+        (first.strip(), second.strip().rstrip(").")),
+        "AB".index(row["ideal"].strip()),
+    )
+
 
 def _logiqa(row, i):
-    text = row['input'][-1]['content'].strip()
-    found = re.fullmatch(r'Passage:(.*)Question:(.*?)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)\nAnswer:', text, re.S)
-    if not found: return None
+    text = row["input"][-1]["content"].strip()
+    found = re.fullmatch(
+        r"Passage:(.*)Question:(.*?)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)\nAnswer:", text, re.S
+    )
+    if not found:
+        return None
     passage, question, *options = (g.strip() for g in found.groups())
-    return Question(str(i), question, tuple(re.sub(r'^[A-D]\.\s*', '', o).strip() for o in options), 'ABCD'.index(row['ideal'].strip()[0]), passage=passage, needed=True)
+    return Question(
+        str(i),
+        question,
+        tuple(re.sub(r"^[A-D]\.\s*", "", o).strip() for o in options),
+        "ABCD".index(row["ideal"].strip()[0]),
+        passage=passage,
+        needed=True,
+    )
 
 # %% ../../nbs/16_questions.ipynb #04ef6ad0
-_COUNTRYINFO = Packaged('countryinfo', '1.0.1', 'b02f6f534f0a3b9cdc73fba7e08f247e39826acfa54bf080f8e4eba812066350', 'countryinfo-1.0.1-py3-none-any.whl')
+_COUNTRYINFO = Packaged(
+    "countryinfo",
+    "1.0.1",
+    "b02f6f534f0a3b9cdc73fba7e08f247e39826acfa54bf080f8e4eba812066350",
+    "countryinfo-1.0.1-py3-none-any.whl",
+)
 _PEOPLE = 1_000_000
-_WRONG, _RESERVE = 7, 56   # wrong options shown at most, and further ones for other draws
-_GONE = ('CS', 'HK')   # Serbia and Montenegro; Hong Kong, whose capital the package invents
-_ALSO_CAPITAL = dict(KZ=('Astana',), UA=('Kiev',), BI=('Gitega',), BO=('La Paz',), LK=('Sri Jayawardenepura Kotte', 'Kotte'), SZ=('Mbabane',), US=('Washington', 'Washington DC'),
-                     ZA=('Cape Town', 'Bloemfontein'), MN=('Ulan Bator',), CH=('Berne',), YE=('Sanaa',), CL=('Santiago de Chile',), GT=('Guatemala',), TD=('Ndjamena',))   # other names and seats
+_WRONG, _RESERVE = 7, 56  # wrong options shown at most, and further ones for other draws
+_GONE = ("CS", "HK")  # Serbia and Montenegro; Hong Kong, whose capital the package invents
+_ALSO_CAPITAL = dict(
+    KZ=("Astana",),
+    UA=("Kiev",),
+    BI=("Gitega",),
+    BO=("La Paz",),
+    LK=("Sri Jayawardenepura Kotte", "Kotte"),
+    SZ=("Mbabane",),
+    US=("Washington", "Washington DC"),
+    ZA=("Cape Town", "Bloemfontein"),
+    MN=("Ulan Bator",),
+    CH=("Berne",),
+    YE=("Sanaa",),
+    CL=("Santiago de Chile",),
+    GT=("Guatemala",),
+    TD=("Ndjamena",),
+)  # other names and seats
+
 
 def _continent(c):
-    part = c.get('subregion') or ''
-    also = ('South America',) if part == 'South America' else ('North America',) if part in ('Northern America', 'Central America', 'Caribbean') else ()
-    return (c['region'], *also, *(('America',) if c['region'] == 'Americas' else ()))
+    part = c.get("subregion") or ""
+    also = (
+        ("South America",)
+        if part == "South America"
+        else ("North America",)
+        if part in ("Northern America", "Central America", "Caribbean")
+        else ()
+    )
+    return (c["region"], *also, *(("America",) if c["region"] == "Americas" else ()))
 
-RELATIONS = dict(   # name -> (question, country -> accepted answers)
-    capital=('What is the capital of {name}?', lambda c: (c['capital'], *_ALSO_CAPITAL.get(c['ISO']['alpha2'], ()))),
-    country=('Which country has the capital {capital}?', lambda c: (c['name'], *(s for s in (*c.get('altSpellings', ()), c.get('nativeName', '')) if len(s) > 3))),
-    continent=('On which continent is {name}?', _continent),
-    subregion=('In which subregion of the world is {name}?', lambda c: (c['subregion'],)),
-    demonym=('What is a person from {name} called?', lambda c: (c['demonym'],)),
-    currency=('What is the three-letter code of the currency of {name}?', lambda c: tuple(c['currencies'])),
-    domain=('What is the internet country code of {name}?', lambda c: (c['tld'][0], c['tld'][0].strip('.'))))
+
+RELATIONS = dict(  # name -> (question, country -> accepted answers)
+    capital=(
+        "What is the capital of {name}?",
+        lambda c: (c["capital"], *_ALSO_CAPITAL.get(c["ISO"]["alpha2"], ())),
+    ),
+    country=(
+        "Which country has the capital {capital}?",
+        lambda c: (
+            c["name"],
+            *(s for s in (*c.get("altSpellings", ()), c.get("nativeName", "")) if len(s) > 3),
+        ),
+    ),
+    continent=("On which continent is {name}?", _continent),
+    subregion=("In which subregion of the world is {name}?", lambda c: (c["subregion"],)),
+    demonym=("What is a person from {name} called?", lambda c: (c["demonym"],)),
+    currency=(
+        "What is the three-letter code of the currency of {name}?",
+        lambda c: tuple(c["currencies"]),
+    ),
+    domain=(
+        "What is the internet country code of {name}?",
+        lambda c: (c["tld"][0], c["tld"][0].strip(".")),
+    ),
+)
+
 
 @lru_cache
 def _countries():
     import zipfile
+
     found = {}
     with zipfile.ZipFile(fetch(_COUNTRYINFO)) as z:
-        for name in sorted(n for n in z.namelist() if n.startswith('countryinfo/data/') and n.endswith('.json')):
+        for name in sorted(
+            n for n in z.namelist() if n.startswith("countryinfo/data/") and n.endswith(".json")
+        ):
             c = json.loads(z.read(name))
-            if c.get('name') and c.get('capital') and (c.get('population') or 0) >= _PEOPLE and (c.get('ISO') or {}).get('alpha2') not in (None, *_GONE): found.setdefault(c['ISO']['alpha2'], c)
+            if (
+                c.get("name")
+                and c.get("capital")
+                and (c.get("population") or 0) >= _PEOPLE
+                and (c.get("ISO") or {}).get("alpha2") not in (None, *_GONE)
+            ):
+                found.setdefault(c["ISO"]["alpha2"], c)
     return found
+
 
 def _plain(text):
     "Without accents: São Tomé is accepted as Sao Tome"
-    return ''.join(c for c in unicodedata.normalize('NFKD', text) if not unicodedata.combining(c))
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+
 
 def _profile(c):
     "A passage about a country, from which its facts follow"
-    told = [f"{c['name']} is a country in {c['subregion']}, on the continent {_continent(c)[-1 if c['region'] == 'Americas' else 0]}." if c.get('subregion') and c.get('region') else '',
-            f"It has about {c['population']/1e6:.1f} million people.", f"The capital is {c['capital']}.",
-            f"A person from there is called {c['demonym']}." if c.get('demonym') else '', f"The currency has the code {c['currencies'][0]}." if c.get('currencies') else '',
-            f"Its internet addresses end in {c['tld'][0]}." if c.get('tld') else '']
-    return ' '.join(t for t in told if t)
+    told = [
+        f"{c['name']} is a country in {c['subregion']}, on the continent {_continent(c)[-1 if c['region'] == 'Americas' else 0]}."
+        if c.get("subregion") and c.get("region")
+        else "",
+        f"It has about {c['population'] / 1e6:.1f} million people.",
+        f"The capital is {c['capital']}.",
+        f"A person from there is called {c['demonym']}." if c.get("demonym") else "",
+        f"The currency has the code {c['currencies'][0]}." if c.get("currencies") else "",
+        f"Its internet addresses end in {c['tld'][0]}." if c.get("tld") else "",
+    ]
+    return " ".join(t for t in told if t)
 
-def _rank(*parts): return hashlib.sha256(':'.join(parts).encode()).digest()
+
+def _rank(*parts):
+    return hashlib.sha256(":".join(parts).encode()).digest()
+
 
 def _facts():
     for relation, (template, accepted) in RELATIONS.items():
         facts = {}
         for code, c in _countries().items():
-            try: answers = tuple(dict.fromkeys(x for a in accepted(c) if normalize_answer(a) for x in (a.strip(), _plain(a.strip()))))
-            except (KeyError, IndexError, TypeError, AttributeError): continue   # the relation is unknown
+            try:
+                answers = tuple(
+                    dict.fromkeys(
+                        x
+                        for a in accepted(c)
+                        if normalize_answer(a)
+                        for x in (a.strip(), _plain(a.strip()))
+                    )
+                )
+            except (KeyError, IndexError, TypeError, AttributeError):
+                continue  # the relation is unknown
             question = template.format(**c)
             words = {w for w in normalize_answer(question).split() if len(w) > 3}
-            if answers and not words & set(normalize_answer(answers[0]).split()): facts[code] = (question, answers)
+            if answers and not words & set(normalize_answer(answers[0]).split()):
+                facts[code] = (question, answers)
         for code, (question, answers) in facts.items():
             true, wrong = {normalize_answer(a) for a in answers}, []
             for other in sorted(facts, key=lambda o: _rank(relation, code, o)):
                 w = facts[other][1][0]
-                if normalize_answer(w) not in true | {normalize_answer(x) for x in wrong} and not true & {normalize_answer(a) for a in facts[other][1]}: wrong.append(w)
-                if len(wrong) == _WRONG + _RESERVE: break
-            yield Question(f'{relation}-{code}', question, (answers[0], *wrong[:_WRONG]), 0, answers,
-                           _profile(_countries()[code]), kind=relation, reserve=tuple(wrong[_WRONG:]))
+                if normalize_answer(w) not in true | {
+                    normalize_answer(x) for x in wrong
+                } and not true & {normalize_answer(a) for a in facts[other][1]}:
+                    wrong.append(w)
+                if len(wrong) == _WRONG + _RESERVE:
+                    break
+            yield Question(
+                f"{relation}-{code}",
+                question,
+                (answers[0], *wrong[:_WRONG]),
+                0,
+                answers,
+                _profile(_countries()[code]),
+                kind=relation,
+                reserve=tuple(wrong[_WRONG:]),
+            )
 
 # %% ../../nbs/16_questions.ipynb #3332cf05
-_WORDS = 60   # of a text that is classified
+_WORDS = 60  # of a text that is classified
 
-def _classified(template,      # of the question, with {text}
-                names,         # of the classes, in label order; None: left out
-                label='label', # column of the class number
-                text='text'):  # column of the text
+
+def _classified(
+    template,  # of the question, with {text}
+    names,  # of the classes, in label order; None: left out
+    label="label",  # column of the class number
+    text="text",
+):  # column of the text
     "A reader of labelled texts"
+
     def read(row, i):
         name = names[row[label]]
         if name is None:
             return None
-        shown = ' '.join(row[text].split()[:_WORDS])
+        shown = " ".join(row[text].split()[:_WORDS])
         others = [n for n in names if n not in (name, None)]
-        wrong = sorted(others, key=lambda n: _rank('wrong', shown, n))
-        options, reserve = (name, *wrong[:_WRONG]), tuple(wrong[_WRONG:_WRONG + _RESERVE])
+        wrong = sorted(others, key=lambda n: _rank("wrong", shown, n))
+        options, reserve = (name, *wrong[:_WRONG]), tuple(wrong[_WRONG : _WRONG + _RESERVE])
         asked = template.format(text=shown)
         return Question(str(i), asked, options, 0, (name,), reserve=reserve)
+
     return read
 
-def _in_words(names): return tuple(n.replace('_', ' ') for n in names)
+
+def _in_words(names):
+    return tuple(n.replace("_", " ") for n in names)
 
 # %% ../../nbs/16_questions.ipynb #ef6fce73
-_BANKING = '''
+_BANKING = """
 activate_my_card age_limit apple_pay_or_google_pay atm_support automatic_top_up
 balance_not_updated_after_bank_transfer balance_not_updated_after_cheque_or_cash_deposit
 beneficiary_not_allowed cancel_transfer card_about_to_expire card_acceptance card_arrival
@@ -212,11 +386,10 @@ top_up_limits top_up_reverted topping_up_by_card transaction_charged_twice trans
 transfer_into_account transfer_not_received_by_recipient transfer_timing
 unable_to_verify_identity verify_my_identity verify_source_of_funds verify_top_up
 virtual_card_not_working visa_or_mastercard why_verify_identity wrong_amount_of_cash_received
-wrong_exchange_rate_for_cash_withdrawal'''.split()
-
+wrong_exchange_rate_for_cash_withdrawal""".split()
 
 # %% ../../nbs/16_questions.ipynb #aa0efa0b
-_CLINC = '''
+_CLINC = """
 accept_reservations account_blocked alarm application_status apr are_you_a_bot balance
 bill_balance bill_due book_flight book_hotel calculator calendar calendar_update calories cancel
 cancel_reservation car_rental card_declined carry_on change_accent change_ai_name
@@ -238,11 +411,10 @@ tell_joke text thank_you time timer timezone tire_change tire_pressure todo_list
 todo_list_update traffic transactions transfer translate travel_alert travel_notification
 travel_suggestion uber update_playlist user_name vaccines w2 weather what_are_your_hobbies
 what_can_i_ask_you what_is_your_name what_song where_are_you_from whisper_mode
-who_do_you_work_for who_made_you yes'''.split()
-
+who_do_you_work_for who_made_you yes""".split()
 
 # %% ../../nbs/16_questions.ipynb #091cc52d
-_HWU = '''
+_HWU = """
 alarm_query alarm_remove alarm_set audio_volume_down audio_volume_mute audio_volume_up
 calendar_query calendar_remove calendar_set cooking_recipe datetime_convert datetime_query
 email_addcontact email_query email_querycontact email_sendemail general_affirm
@@ -253,31 +425,35 @@ lists_createoradd lists_query lists_remove music_likeness music_query music_sett
 play_audiobook play_game play_music play_podcasts play_radio qa_currency qa_definition
 qa_factoid qa_maths qa_stock recommendation_events recommendation_locations
 recommendation_movies social_post social_query takeaway_order takeaway_query transport_query
-transport_taxi transport_ticket transport_traffic weather_query'''.split()
-_FEELINGS = '''
+transport_taxi transport_ticket transport_traffic weather_query""".split()
+_FEELINGS = """
 admiration amusement anger annoyance approval caring confusion curiosity desire disappointment
 disapproval disgust embarrassment excitement fear gratitude grief joy love nervousness optimism
-pride realization relief remorse sadness surprise neutral'''.split()
-
+pride realization relief remorse sadness surprise neutral""".split()
 
 # %% ../../nbs/16_questions.ipynb #224c3459
-def _borrowed(questions):   # of one split; None where a row is no question
+def _borrowed(questions):  # of one split; None where a row is no question
     "The same questions with options: seven first answers of others, and a reserve of them"
     there = [q for q in questions if q]
     accepted = [{normalize_answer(a) for a in q.answers} for q in there]
     first = [normalize_answer(q.answers[0]) for q in there]
 
     def with_wrong(q, own):
-        wrong = {}   # normalised -> as it stands
-        for k in range(2*(_WRONG + _RESERVE)):
-            other = int.from_bytes(_rank('borrowed', q.id, str(k))[:8]) % len(there)
+        wrong = {}  # normalised -> as it stands
+        for k in range(2 * (_WRONG + _RESERVE)):
+            other = int.from_bytes(_rank("borrowed", q.id, str(k))[:8]) % len(there)
             if not own & accepted[other]:
                 wrong.setdefault(first[other], there[other].answers[0])
             if len(wrong) == _WRONG + _RESERVE:
                 break
         drawn = tuple(wrong.values())
-        return replace(q, options=(q.answers[0], *drawn[:_WRONG]), gold=0,
-                       reserve=drawn[_WRONG:_WRONG + _RESERVE])
+        return replace(
+            q,
+            options=(q.answers[0], *drawn[:_WRONG]),
+            gold=0,
+            reserve=drawn[_WRONG : _WRONG + _RESERVE],
+        )
+
     return [with_wrong(q, own) for q, own in zip(there, accepted)]
 
 # %% ../../nbs/16_questions.ipynb #c0273a7d
@@ -288,250 +464,625 @@ def _central_first(names):
 
     def central(name):
         own = words[name]
-        shared = sum(common[w] for w in own)/len(own) if own else 0
+        shared = sum(common[w] for w in own) / len(own) if own else 0
         return -shared, len(name), name.isupper(), name.islower()
+
     best = min(names, key=central)
     return (best, *(n for n in names if n != best))
 
-def _trivia(row): return _central_first([row['answer']['value'], *row['answer']['aliases']])
+
+def _trivia(row):
+    return _central_first([row["answer"]["value"], *row["answer"]["aliases"]])
 
 # %% ../../nbs/16_questions.ipynb #abcb4e45
-_arc, _sizes = ('Clark et al. 2018', dict(arc_easy=2376, arc_challenge=1172))
-QUESTIONS = {t.name: t for t in [
-    QuestionTask('facts', 'both', 'package', 'countryinfo', '', '', _facts, passages=True, by_kind=True),
-    QuestionTask('quartz', 'choice', 'package', 'quartz/samples.jsonl', '', '', _quartz, dict(accuracy=0.950), 'Tafjord et al. 2019, QuaRTz, EMNLP'),
-    QuestionTask('logiqa', 'choice', 'package', 'logiqa/logiqa.jsonl', '', '', _logiqa, dict(accuracy=0.860), 'Liu et al. 2020, LogiQA, IJCAI'),
-    QuestionTask('arc_easy', 'choice', 'allenai/ai2_arc', 'ARC-Easy', 'test', 'train', _labelled, official=2376),
-    QuestionTask('arc_challenge', 'choice', 'allenai/ai2_arc', 'ARC-Challenge', 'test', 'train', _labelled, official=1172),
-    QuestionTask('sciq', 'both', 'allenai/sciq', 'default', 'validation', '', _sciq, official=1000, passages=True),
-    QuestionTask('commonsense_qa', 'choice', 'tau/commonsense_qa', 'default', 'validation', 'train', _labelled, dict(accuracy=0.889), 'Talmor et al. 2019, CommonsenseQA, NAACL', 1221),
-    QuestionTask('openbookqa', 'choice', 'allenai/openbookqa', 'main', 'test', 'train', lambda row, i: _labelled(row, i, 'question_stem'), dict(accuracy=0.917), 'Mihaylov et al. 2018, OpenBookQA, EMNLP', 500),
-    QuestionTask('piqa', 'choice', 'ybisk/piqa', 'plain_text', 'validation', '', _piqa, dict(accuracy=0.949), 'Bisk et al. 2020, PIQA, AAAI', 1838),
-    QuestionTask('mmlu', 'choice', 'cais/mmlu', 'all', 'test', 'dev', _mmlu, dict(accuracy=0.898), 'Hendrycks et al. 2021, MMLU, ICLR (estimate for experts)', 14042, by_kind=True),
-    QuestionTask('squad', 'open', 'rajpurkar/squad', 'plain_text', 'validation', '', _squad, dict(exact_match=0.823, f1=0.912), 'Rajpurkar et al. 2016, SQuAD, EMNLP (test set)', 10570, True),
-    QuestionTask('nq_open', 'open', 'google-research-datasets/nq_open', 'nq_open', 'validation', '', _open(lambda r: r['answer']), official=3610),
-    QuestionTask('trivia_qa', 'open', 'mandarjoshi/trivia_qa', 'rc.nocontext', 'validation', '', _open(lambda r: [r['answer']['value'], *r['answer']['aliases']]), official=17944),
-    QuestionTask('web_questions', 'open', 'stanfordnlp/web_questions', 'default', 'test', '', _open(lambda r: r['answers']), official=2032),
-]}
-
+_arc, _sizes = ("Clark et al. 2018", dict(arc_easy=2376, arc_challenge=1172))
+QUESTIONS = {
+    t.name: t
+    for t in [
+        QuestionTask(
+            "facts", "both", "package", "countryinfo", "", "", _facts, passages=True, by_kind=True
+        ),
+        QuestionTask(
+            "quartz",
+            "choice",
+            "package",
+            "quartz/samples.jsonl",
+            "",
+            "",
+            _quartz,
+            dict(accuracy=0.950),
+            "Tafjord et al. 2019, QuaRTz, EMNLP",
+        ),
+        QuestionTask(
+            "logiqa",
+            "choice",
+            "package",
+            "logiqa/logiqa.jsonl",
+            "",
+            "",
+            _logiqa,
+            dict(accuracy=0.860),
+            "Liu et al. 2020, LogiQA, IJCAI",
+        ),
+        QuestionTask(
+            "arc_easy",
+            "choice",
+            "allenai/ai2_arc",
+            "ARC-Easy",
+            "test",
+            "train",
+            _labelled,
+            official=2376,
+        ),
+        QuestionTask(
+            "arc_challenge",
+            "choice",
+            "allenai/ai2_arc",
+            "ARC-Challenge",
+            "test",
+            "train",
+            _labelled,
+            official=1172,
+        ),
+        QuestionTask(
+            "sciq",
+            "both",
+            "allenai/sciq",
+            "default",
+            "validation",
+            "",
+            _sciq,
+            official=1000,
+            passages=True,
+        ),
+        QuestionTask(
+            "commonsense_qa",
+            "choice",
+            "tau/commonsense_qa",
+            "default",
+            "validation",
+            "train",
+            _labelled,
+            dict(accuracy=0.889),
+            "Talmor et al. 2019, CommonsenseQA, NAACL",
+            1221,
+        ),
+        QuestionTask(
+            "openbookqa",
+            "choice",
+            "allenai/openbookqa",
+            "main",
+            "test",
+            "train",
+            lambda row, i: _labelled(row, i, "question_stem"),
+            dict(accuracy=0.917),
+            "Mihaylov et al. 2018, OpenBookQA, EMNLP",
+            500,
+        ),
+        QuestionTask(
+            "piqa",
+            "choice",
+            "ybisk/piqa",
+            "plain_text",
+            "validation",
+            "",
+            _piqa,
+            dict(accuracy=0.949),
+            "Bisk et al. 2020, PIQA, AAAI",
+            1838,
+        ),
+        QuestionTask(
+            "mmlu",
+            "choice",
+            "cais/mmlu",
+            "all",
+            "test",
+            "dev",
+            _mmlu,
+            dict(accuracy=0.898),
+            "Hendrycks et al. 2021, MMLU, ICLR (estimate for experts)",
+            14042,
+            by_kind=True,
+        ),
+        QuestionTask(
+            "squad",
+            "open",
+            "rajpurkar/squad",
+            "plain_text",
+            "validation",
+            "",
+            _squad,
+            dict(exact_match=0.823, f1=0.912),
+            "Rajpurkar et al. 2016, SQuAD, EMNLP (test set)",
+            10570,
+            True,
+        ),
+        QuestionTask(
+            "nq_open",
+            "open",
+            "google-research-datasets/nq_open",
+            "nq_open",
+            "validation",
+            "",
+            _open(lambda r: r["answer"]),
+            official=3610,
+        ),
+        QuestionTask(
+            "trivia_qa",
+            "open",
+            "mandarjoshi/trivia_qa",
+            "rc.nocontext",
+            "validation",
+            "",
+            _open(lambda r: [r["answer"]["value"], *r["answer"]["aliases"]]),
+            official=17944,
+        ),
+        QuestionTask(
+            "web_questions",
+            "open",
+            "stanfordnlp/web_questions",
+            "default",
+            "test",
+            "",
+            _open(lambda r: r["answers"]),
+            official=2032,
+        ),
+    ]
+}
 
 # %% ../../nbs/16_questions.ipynb #57c9dc2d
 def _classes(name, format, source, config, asked, read, official=0):
-    return QuestionTask(name, format, source, config, asked, 'train', read, official=official)
+    return QuestionTask(name, format, source, config, asked, "train", read, official=official)
+
 
 _WANTED = '"{text}" What does the user want?'
 _FELT = '"{text}" Which emotion does the writer feel?'
-QUESTIONS |= {t.name: t for t in [
-    _classes('ag_news_q', 'both', 'fancyzhx/ag_news', 'default', 'validation', _classified(
-        '"{text}" What is the topic of this news item?',
-        ('world', 'sports', 'business', 'science and technology')), 7600),
-    _classes('trec_q', 'both', 'CogComp/trec', 'default', 'test', _classified(
-        '"{text}" What does this question ask for?',
-        ('abbreviation', 'entity', 'description', 'human', 'location', 'number'), 'coarse_label'), 500),
-    _classes('yahoo_answers_q', 'both', 'community-datasets/yahoo_answers_topics',
-        'yahoo_answers_topics', 'test', _classified('"{text}" What is the topic of this question?',
-        ('society and culture', 'science and mathematics', 'health', 'education and reference',
-         'computers and internet', 'sports', 'business and finance', 'entertainment and music',
-         'family and relationships', 'politics and government'), 'topic'), 60000),
-    _classes('emotion_q', 'both', 'dair-ai/emotion', 'split', 'validation', _classified(
-        _FELT, ('sadness', 'joy', 'love', 'anger', 'fear', 'surprise')), 2000),
-    _classes('tweet_emotion_q', 'both', 'cardiffnlp/tweet_eval', 'emotion', 'test', _classified(
-        _FELT, ('anger', 'joy', 'optimism', 'sadness')), 1421),
-    _classes('financial_phrasebank_q', 'both', 'takala/financial_phrasebank', 'sentences_50agree',
-        'validation', _classified('"{text}" Is this news negative, neutral or positive for investors?',
-        ('negative', 'neutral', 'positive'), text='sentence')),
-    _classes('snips_q', 'both', 'benayas/snips', 'default', 'test', _classified(
-        _WANTED, ('add to playlist', 'book restaurant', 'get weather', 'play music', 'rate book',
-                  'search creative work', 'search screening event'), 'category')),
-]}
-
+QUESTIONS |= {
+    t.name: t
+    for t in [
+        _classes(
+            "ag_news_q",
+            "both",
+            "fancyzhx/ag_news",
+            "default",
+            "validation",
+            _classified(
+                '"{text}" What is the topic of this news item?',
+                ("world", "sports", "business", "science and technology"),
+            ),
+            7600,
+        ),
+        _classes(
+            "trec_q",
+            "both",
+            "CogComp/trec",
+            "default",
+            "test",
+            _classified(
+                '"{text}" What does this question ask for?',
+                ("abbreviation", "entity", "description", "human", "location", "number"),
+                "coarse_label",
+            ),
+            500,
+        ),
+        _classes(
+            "yahoo_answers_q",
+            "both",
+            "community-datasets/yahoo_answers_topics",
+            "yahoo_answers_topics",
+            "test",
+            _classified(
+                '"{text}" What is the topic of this question?',
+                (
+                    "society and culture",
+                    "science and mathematics",
+                    "health",
+                    "education and reference",
+                    "computers and internet",
+                    "sports",
+                    "business and finance",
+                    "entertainment and music",
+                    "family and relationships",
+                    "politics and government",
+                ),
+                "topic",
+            ),
+            60000,
+        ),
+        _classes(
+            "emotion_q",
+            "both",
+            "dair-ai/emotion",
+            "split",
+            "validation",
+            _classified(_FELT, ("sadness", "joy", "love", "anger", "fear", "surprise")),
+            2000,
+        ),
+        _classes(
+            "tweet_emotion_q",
+            "both",
+            "cardiffnlp/tweet_eval",
+            "emotion",
+            "test",
+            _classified(_FELT, ("anger", "joy", "optimism", "sadness")),
+            1421,
+        ),
+        _classes(
+            "financial_phrasebank_q",
+            "both",
+            "takala/financial_phrasebank",
+            "sentences_50agree",
+            "validation",
+            _classified(
+                '"{text}" Is this news negative, neutral or positive for investors?',
+                ("negative", "neutral", "positive"),
+                text="sentence",
+            ),
+        ),
+        _classes(
+            "snips_q",
+            "both",
+            "benayas/snips",
+            "default",
+            "test",
+            _classified(
+                _WANTED,
+                (
+                    "add to playlist",
+                    "book restaurant",
+                    "get weather",
+                    "play music",
+                    "rate book",
+                    "search creative work",
+                    "search screening event",
+                ),
+                "category",
+            ),
+        ),
+    ]
+}
 
 # %% ../../nbs/16_questions.ipynb #5344a28b
-QUESTIONS |= {t.name: t for t in [
-    _classes('go_emotions_q', 'choice', 'google-research-datasets/go_emotions', 'simplified',
-             'validation', _classified(_FELT, _in_words(_FEELINGS)), 5426),
-    _classes('banking77_q', 'choice', 'PolyAI/banking77', 'default', 'test',
-             _classified('"{text}" What is this customer asking about?', _in_words(_BANKING)), 3080),
-    _classes('clinc150_q', 'choice', 'clinc/clinc_oos', 'small', 'validation', _classified(
-        _WANTED, tuple(None if n == 'oos' else n for n in _in_words(_CLINC)), 'intent'), 3100),
-    _classes('hwu64_q', 'choice', 'DeepPavlov/hwu64', 'default', 'test',
-             _classified(_WANTED, _in_words(_HWU), text='utterance')),
-    *(replace(QUESTIONS[name], name=f'{name}_mc', format='both', borrows=True)
-      for name in ('nq_open', 'web_questions')),
-    replace(QUESTIONS['trivia_qa'], name='trivia_qa_mc', format='both', borrows=True,
-            read=_open(_trivia)),
-]}
-
+QUESTIONS |= {
+    t.name: t
+    for t in [
+        _classes(
+            "go_emotions_q",
+            "choice",
+            "google-research-datasets/go_emotions",
+            "simplified",
+            "validation",
+            _classified(_FELT, _in_words(_FEELINGS)),
+            5426,
+        ),
+        _classes(
+            "banking77_q",
+            "choice",
+            "PolyAI/banking77",
+            "default",
+            "test",
+            _classified('"{text}" What is this customer asking about?', _in_words(_BANKING)),
+            3080,
+        ),
+        _classes(
+            "clinc150_q",
+            "choice",
+            "clinc/clinc_oos",
+            "small",
+            "validation",
+            _classified(
+                _WANTED, tuple(None if n == "oos" else n for n in _in_words(_CLINC)), "intent"
+            ),
+            3100,
+        ),
+        _classes(
+            "hwu64_q",
+            "choice",
+            "DeepPavlov/hwu64",
+            "default",
+            "test",
+            _classified(_WANTED, _in_words(_HWU), text="utterance"),
+        ),
+        *(
+            replace(QUESTIONS[name], name=f"{name}_mc", format="both", borrows=True)
+            for name in ("nq_open", "web_questions")
+        ),
+        replace(
+            QUESTIONS["trivia_qa"],
+            name="trivia_qa_mc",
+            format="both",
+            borrows=True,
+            read=_open(_trivia),
+        ),
+    ]
+}
 
 # %% ../../nbs/16_questions.ipynb #c2e516f4
-def get_questions(name:str) -> QuestionTask:
+def get_questions(name: str) -> QuestionTask:
     "The row of a task of questions, or a `StudyError` with the nearest name"
-    if name not in QUESTIONS: raise StudyError(f"unknown task {name!r}{nearest(name, QUESTIONS)} (allowed: {', '.join(QUESTIONS)})")
+    if name not in QUESTIONS:
+        raise StudyError(
+            f"unknown task {name!r}{nearest(name, QUESTIONS)} (allowed: {', '.join(QUESTIONS)})"
+        )
     return QUESTIONS[name]
 
-def question_version(name:str) -> str:
+
+def question_version(name: str) -> str:
     "What is known of a task's questions without loading them: the packaged archive's pinned hash, the content of the mirror's files, else 'hub'"
     task = get_questions(name)
-    if task.source == 'package': return (_COUNTRYINFO if name == 'facts' else EVALS_PACKAGE).sha256[:16]
+    if task.source == "package":
+        return (_COUNTRYINFO if name == "facts" else EVALS_PACKAGE).sha256[:16]
     return dataset_version(task.source)
+
 
 def _hub_rows(task):
     "split -> rows, and where they came from"
-    try: data, where = open_dataset(task.source, task.config)
+    try:
+        data, where = open_dataset(task.source, task.config)
     except StudyError as e:
-        packaged = ', '.join(t.name for t in QUESTIONS.values() if t.source == 'package')
-        raise StudyError(f"data of task {task.name!r} was not found ({e}). Supply it in one of three ways: use a packaged task ({packaged}), point JUNKDNA_MIRROR to a folder that holds {task.source}, or run where the hub can be reached") from None
+        packaged = ", ".join(t.name for t in QUESTIONS.values() if t.source == "package")
+        raise StudyError(
+            f"data of task {task.name!r} was not found ({e}). Supply it in one of three ways: use a packaged task ({packaged}), point JUNKDNA_MIRROR to a folder that holds {task.source}, or run where the hub can be reached"
+        ) from None
     return {s: list(data[s]) for s in (task.asked, task.shots) if s and s in data}, where
+
 
 def _fair(q):
     "Are the options different, as text and, where free answers are compared, after normalisation? (1 and -1 are, as options)"
-    return q is not None and len({normalize_answer(o) or o if q.answers else o for o in q.options}) == len(q.options)
+    return q is not None and len(
+        {normalize_answer(o) or o if q.answers else o for o in q.options}
+    ) == len(q.options)
+
 
 def _once(questions):
     "The first of equal questions"
-    return list({(q.question, frozenset(q.options), q.passage): q for q in reversed(questions)}.values())[::-1]
+    return list(
+        {(q.question, frozenset(q.options), q.passage): q for q in reversed(questions)}.values()
+    )[::-1]
+
 
 @lru_cache(maxsize=4)
 def _all_questions(name):
     "(asked, demonstrations, origin, notes)"
     task = get_questions(name)
-    if task.source != 'package': rows, origin = _hub_rows(task)
-    elif task.name == 'facts': rows, origin = None, _COUNTRYINFO.name
-    else: rows, origin = {'': [json.loads(line) for line in read_member(fetch(EVALS_PACKAGE), f'evals/registry/data/{task.config}').decode().splitlines()]}, EVALS_PACKAGE.name
+    if task.source != "package":
+        rows, origin = _hub_rows(task)
+    elif task.name == "facts":
+        rows, origin = None, _COUNTRYINFO.name
+    else:
+        rows, origin = (
+            {
+                "": [
+                    json.loads(line)
+                    for line in read_member(
+                        fetch(EVALS_PACKAGE), f"evals/registry/data/{task.config}"
+                    )
+                    .decode()
+                    .splitlines()
+                ]
+            },
+            EVALS_PACKAGE.name,
+        )
     if rows and task.asked not in rows:
-        there = ', '.join(rows) or 'none'
-        raise StudyError(f"data of task {name!r} has no split {task.asked!r} in {origin} (there: {there})")
-    read = {s: [task.read(r, i) for i, r in enumerate(part)] for s, part in rows.items()} if rows else {'': list(task.read())}
+        there = ", ".join(rows) or "none"
+        raise StudyError(
+            f"data of task {name!r} has no split {task.asked!r} in {origin} (there: {there})"
+        )
+    read = (
+        {s: [task.read(r, i) for i, r in enumerate(part)] for s, part in rows.items()}
+        if rows
+        else {"": list(task.read())}
+    )
     if task.borrows:
         read = {s: _borrowed(part) for s, part in read.items()}
     splits = {s: _once([q for q in part if _fair(q)]) for s, part in read.items()}
     total, asked = len(rows[task.asked] if rows else read[task.asked]), splits[task.asked]
-    if task.shots in splits and task.shots: shots = splits[task.shots]
+    if task.shots in splits and task.shots:
+        shots = splits[task.shots]
     else:
-        aside = lambda q: _rank(name, q.id)[0] < 256*0.2
+        aside = lambda q: _rank(name, q.id)[0] < 256 * 0.2
         asked, shots = [q for q in asked if not aside(q)], [q for q in asked if aside(q)]
     known = {normalize_answer(q.question) + normalize_answer(q.passage) for q in asked}
-    shots = [q for q in shots if normalize_answer(q.question) + normalize_answer(q.passage) not in known]   # no demonstration is asked
-    notes = [f"{task.asked}: a subset, {total:,} of the official {task.official:,} questions"] if total < task.official else []
-    if len(splits[task.asked]) < total: notes.append(f"{total - len(splits[task.asked]):,} of {total:,} questions are left out: repeated, unreadable, or with equal options")
+    shots = [
+        q for q in shots if normalize_answer(q.question) + normalize_answer(q.passage) not in known
+    ]  # no demonstration is asked
+    notes = (
+        [f"{task.asked}: a subset, {total:,} of the official {task.official:,} questions"]
+        if total < task.official
+        else []
+    )
+    if len(splits[task.asked]) < total:
+        notes.append(
+            f"{total - len(splits[task.asked]):,} of {total:,} questions are left out: repeated, unreadable, or with equal options"
+        )
     return asked, shots, origin, tuple(notes)
 
 # %% ../../nbs/16_questions.ipynb #f1cfc306
 @dataclass(frozen=True)
 class QuestionData:
     "The questions of one run"
-    task: QuestionTask
-    asked: tuple       # of `Question`
-    shots: tuple       # of `Question`: where demonstrations may come from
-    origin: str        # package, mirror or hub
-    notes: tuple       # what is not complete
-    available: int     # questions that could be asked
-    fingerprint: str   # SHA-256 of the asked ones
-    library: frozenset = frozenset()   # passages that may stand beside a question's own
 
-def load_questions(name:str,
-                   max_eval:int=0,     # cap on the questions asked; 0: all
-                   kind:str='',        # only this relation or subject
-                   keep=None,          # Question -> whether it can be asked or shown
-    ) -> QuestionData:
+    task: QuestionTask
+    asked: tuple  # of `Question`
+    shots: tuple  # of `Question`: where demonstrations may come from
+    origin: str  # package, mirror or hub
+    notes: tuple  # what is not complete
+    available: int  # questions that could be asked
+    fingerprint: str  # SHA-256 of the asked ones
+    library: frozenset = frozenset()  # passages that may stand beside a question's own
+
+
+def load_questions(
+    name: str,
+    max_eval: int = 0,  # cap on the questions asked; 0: all
+    kind: str = "",  # only this relation or subject
+    keep=None,  # Question -> whether it can be asked or shown
+) -> QuestionData:
     "Questions of a task, in a fixed order"
     asked, shots, origin, notes = _all_questions(name)
-    if kind and kind != 'all':
+    if kind and kind != "all":
         kinds = sorted({q.kind for q in asked})
-        if kind not in kinds: raise StudyError(f"unknown kind {kind!r} of task {name!r}{nearest(kind, kinds)} (allowed: {', '.join(['all', *filter(None, kinds[:60])])})")
+        if kind not in kinds:
+            raise StudyError(
+                f"unknown kind {kind!r} of task {name!r}{nearest(kind, kinds)} (allowed: {', '.join(['all', *filter(None, kinds[:60])])})"
+            )
         asked, shots = [q for q in asked if q.kind == kind], [q for q in shots if q.kind == kind]
-    whole = asked + shots   # of one kind: its passages are there whatever is asked
-    if keep: asked, shots = [q for q in asked if keep(q)], [q for q in shots if keep(q)]
-    order = sorted(asked, key=lambda q: _rank('asked', name, q.id))
+    whole = asked + shots  # of one kind: its passages are there whatever is asked
+    if keep:
+        asked, shots = [q for q in asked if keep(q)], [q for q in shots if keep(q)]
+    order = sorted(asked, key=lambda q: _rank("asked", name, q.id))
     chosen = tuple(order[:max_eval] if max_eval else order)
-    digest = hashlib.sha256(json.dumps([[q.id, q.question, q.options, q.gold, q.answers, q.passage] for q in chosen]).encode()).hexdigest()
-    one_kind = kind and kind != 'all'
+    digest = hashlib.sha256(
+        json.dumps(
+            [[q.id, q.question, q.options, q.gold, q.answers, q.passage] for q in chosen]
+        ).encode()
+    ).hexdigest()
+    one_kind = kind and kind != "all"
     library = frozenset(q.passage for q in (whole if one_kind else [*chosen, *shots]))
     shots = tuple(sorted(shots, key=lambda q: q.id))
-    return QuestionData(get_questions(name), chosen, shots, origin, notes, len(asked), digest, library)
+    return QuestionData(
+        get_questions(name), chosen, shots, origin, notes, len(asked), digest, library
+    )
 
 # %% ../../nbs/16_questions.ipynb #f7f4cf0d
-def with_options(question:Question,
-                 n:int,        # options
-                 seed:int=0,   # of the order in which they are shown
-                 draw:int=0,   # of the wrong ones; 0: the question's own, others also from its reserve
-    ) -> Question:
+def with_options(
+    question: Question,
+    n: int,  # options
+    seed: int = 0,  # of the order in which they are shown
+    draw: int = 0,  # of the wrong ones; 0: the question's own, others also from its reserve
+) -> Question:
     "The question with n of its options"
-    if not 2 <= n <= len(question.options): raise StudyError(f"n={n} options are impossible for question {question.id!r} (allowed: 2 to {len(question.options)})")
+    if not 2 <= n <= len(question.options):
+        raise StudyError(
+            f"n={n} options are impossible for question {question.id!r} (allowed: 2 to {len(question.options)})"
+        )
     right, drawn = question.options[question.gold], [str(draw)] if draw else []
     wrong = [o for i, o in enumerate(question.options) if i != question.gold]
     if draw:
         wrong += question.reserve
-    wrong.sort(key=lambda o: _rank('wrong', *drawn, question.id, o))
-    shown = sorted([right, *wrong[:n - 1]], key=lambda o: _rank('shown', str(seed), question.id, o))
+    wrong.sort(key=lambda o: _rank("wrong", *drawn, question.id, o))
+    shown = sorted(
+        [right, *wrong[: n - 1]], key=lambda o: _rank("shown", str(seed), question.id, o)
+    )
     return replace(question, options=tuple(shown), gold=shown.index(right))
 
-def demonstrations(data:QuestionData,
-                   k:int,         # how many
-                   seed:int=0,    # of their order
-                   question:Question=None,  # that they are for
-    ) -> tuple:
+
+def demonstrations(
+    data: QuestionData,
+    k: int,  # how many
+    seed: int = 0,  # of their order
+    question: Question = None,  # that they are for
+) -> tuple:
     "The first k demonstrations in an order drawn by the seed, of the question's kind where the task has it so"
-    there = [q for q in data.shots if q.kind == question.kind] if question and data.task.by_kind else data.shots
-    if not 0 <= k <= len(there): raise StudyError(f"k={k} demonstrations are impossible for task {data.task.name!r} (allowed: 0 to {len(there)})")
-    return tuple(sorted(there, key=lambda q: _rank('shot', str(seed), q.id))[:k])
+    there = (
+        [q for q in data.shots if q.kind == question.kind]
+        if question and data.task.by_kind
+        else data.shots
+    )
+    if not 0 <= k <= len(there):
+        raise StudyError(
+            f"k={k} demonstrations are impossible for task {data.task.name!r} (allowed: 0 to {len(there)})"
+        )
+    return tuple(sorted(there, key=lambda q: _rank("shot", str(seed), q.id))[:k])
+
 
 @lru_cache(1 << 14)
-def _normal(passage): return f' {normalize_answer(passage)} '
+def _normal(passage):
+    return f" {normalize_answer(passage)} "
 
-def holds_answer(passage:str, question:Question) -> bool:
+
+def holds_answer(passage: str, question: Question) -> bool:
     "Does a passage contain an accepted answer, as whole words, after normalisation?"
     text = _normal(passage)
-    return any(f' {a} ' in text for a in map(normalize_answer, question.answers) if a)
+    return any(f" {a} " in text for a in map(normalize_answer, question.answers) if a)
 
-def with_passages(data:QuestionData, question:Question,
-                  n:int,             # passages of other questions
-                  position:float=1,  # of the right passage: 0 first, 1 last
-                  without=(),        # passages that must not be among them
-                  draw:int=0,        # of the others; 0: the question's own order
-    ) -> tuple:                      # of passages
+
+def with_passages(
+    data: QuestionData,
+    question: Question,
+    n: int,  # passages of other questions
+    position: float = 1,  # of the right passage: 0 first, 1 last
+    without=(),  # passages that must not be among them
+    draw: int = 0,  # of the others; 0: the question's own order
+) -> tuple:  # of passages
     "The right passage among n others that do not contain the answer"
-    if not question.passage: raise StudyError(f"task {data.task.name!r} has no passages (allowed: a task such as squad)")
-    if not 0 <= position <= 1: raise StudyError(f"position={position!r} of the right passage is out of range (allowed: a number in [0, 1])")
+    if not question.passage:
+        raise StudyError(f"task {data.task.name!r} has no passages (allowed: a task such as squad)")
+    if not 0 <= position <= 1:
+        raise StudyError(
+            f"position={position!r} of the right passage is out of range (allowed: a number in [0, 1])"
+        )
     others = data.library - {question.passage, *without}
     found, drawn = [], [str(draw)] if draw else []
-    for p in sorted(others, key=lambda p: _rank('passage', *drawn, question.id, p)):
-        if len(found) == n: break
-        if not holds_answer(p, question): found.append(p)
-    if len(found) < n: raise StudyError(f"n={n} other passages are impossible for question {question.id!r} (allowed: at most {len(found)})")
-    at = math.floor(position*n + 0.5)
+    for p in sorted(others, key=lambda p: _rank("passage", *drawn, question.id, p)):
+        if len(found) == n:
+            break
+        if not holds_answer(p, question):
+            found.append(p)
+    if len(found) < n:
+        raise StudyError(
+            f"n={n} other passages are impossible for question {question.id!r} (allowed: at most {len(found)})"
+        )
+    at = math.floor(position * n + 0.5)
     return (*found[:at], question.passage, *found[at:])
 
 # %% ../../nbs/16_questions.ipynb #ffeb2427
-STYLES = ('cloze', 'listed', 'letters')
+STYLES = ("cloze", "listed", "letters")
 
-def answer_texts(question:Question, style:str='cloze') -> tuple:
+
+def answer_texts(question: Question, style: str = "cloze") -> tuple:
     "What may stand after `Answer:`, an option each: the option itself, or its letter"
-    return tuple(string.ascii_uppercase[:len(question.options)]) if style == 'letters' else question.options
+    return (
+        tuple(string.ascii_uppercase[: len(question.options)])
+        if style == "letters"
+        else question.options
+    )
+
 
 def _asked(q, passages, style):
-    if style not in STYLES: raise StudyError(f"unknown style {style!r}{nearest(style, STYLES)} (allowed: {', '.join(STYLES)})")
-    shown = [f'Passage: {p}' for p in passages if p] + [f'Question: {q.question}']
-    if q.options and style == 'listed': shown.append('Options: ' + '; '.join(q.options))
-    if q.options and style == 'letters': shown += [f'{letter}. {o}' for letter, o in zip(string.ascii_uppercase, q.options)]
-    return '\n'.join(shown)
+    if style not in STYLES:
+        raise StudyError(
+            f"unknown style {style!r}{nearest(style, STYLES)} (allowed: {', '.join(STYLES)})"
+        )
+    shown = [f"Passage: {p}" for p in passages if p] + [f"Question: {q.question}"]
+    if q.options and style == "listed":
+        shown.append("Options: " + "; ".join(q.options))
+    if q.options and style == "letters":
+        shown += [f"{letter}. {o}" for letter, o in zip(string.ascii_uppercase, q.options)]
+    return "\n".join(shown)
 
-def prompt(question:Question,
-           shots=(),          # of `Question`: demonstrations, answered
-           passages=None,     # shown with the question instead of its own
-           book:bool=False,   # show each question its own passage (one that is part of the question always is)
-           style:str='cloze', # options not shown; 'listed'; 'letters': listed, and the answer is a letter
-           chat=None,         # list of messages -> text: an instruction model's template; None: plain
-    ) -> str:
+
+def prompt(
+    question: Question,
+    shots=(),  # of `Question`: demonstrations, answered
+    passages=None,  # shown with the question instead of its own
+    book: bool = False,  # show each question its own passage (one that is part of the question always is)
+    style: str = "cloze",  # options not shown; 'listed'; 'letters': listed, and the answer is a letter
+    chat=None,  # list of messages -> text: an instruction model's template; None: plain
+) -> str:
     "A prompt that ends where the answer begins"
     own = lambda q: [q.passage] if book or q.needed else []
     answer = lambda q: answer_texts(q, style)[q.gold] if q.options else q.answers[0]
     turns = [(_asked(q, own(q), style), answer(q)) for q in shots]
     last = _asked(question, own(question) if passages is None else passages, style)
-    if chat is None: return ''.join(f'{asked}\nAnswer: {a}\n\n' for asked, a in turns) + f'{last}\nAnswer:'
-    return chat([m for asked, a in turns for m in (dict(role='user', content=asked), dict(role='assistant', content=a))] + [dict(role='user', content=last)])
+    if chat is None:
+        return "".join(f"{asked}\nAnswer: {a}\n\n" for asked, a in turns) + f"{last}\nAnswer:"
+    return chat(
+        [
+            m
+            for asked, a in turns
+            for m in (dict(role="user", content=asked), dict(role="assistant", content=a))
+        ]
+        + [dict(role="user", content=last)]
+    )
+
 
 def chat_template(tokenizer):
     "The template of an instruction model, for `prompt`"
-    if not getattr(tokenizer, 'chat_template', None): raise StudyError("template='chat' needs a tokenizer with a chat template, and this one has none (allowed: plain)")
-    return lambda messages: tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if not getattr(tokenizer, "chat_template", None):
+        raise StudyError(
+            "template='chat' needs a tokenizer with a chat template, and this one has none (allowed: plain)"
+        )
+    return lambda messages: tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )

@@ -36,190 +36,259 @@ from junkdna_nb.base.packages import (
 @dataclass(frozen=True)
 class Task:
     "One row of the table of tasks"
+
     name: str
-    category: str = 'own'                # kind of question
-    group: str = ''                      # tasks of one group share their texts
-    set: str = 'own'                     # of `SETS`
-    hub: str = ''                        # hub id of the data set,
-    config: str = ''                     # ... with its configuration;
-    package: str = ''                    # or packaged archive, 'vader' or 'evals',
-    member: str = ''                     # ... with the file inside it;
+    category: str = "own"  # kind of question
+    group: str = ""  # tasks of one group share their texts
+    set: str = "own"  # of `SETS`
+    hub: str = ""  # hub id of the data set,
+    config: str = ""  # ... with its configuration;
+    package: str = ""  # or packaged archive, 'vader' or 'evals',
+    member: str = ""  # ... with the file inside it;
     data: dict = field(default_factory=dict)  # or split -> the user's file ('': one for both)
-    id: str = ''                         # column of identifiers; empty: the row number
-    train: tuple = ('train',)            # splits to train on; the first that is there
-    validation: dict = field(default_factory=lambda: {'': ('validation',)})  # suffix -> splits
-    text: tuple = ('text',)              # names of the one or two text columns
-    label: str = 'label'                 # column of the answer
-    labels: tuple = ()                   # class names in order; empty: a score is predicted
-    metrics: tuple = ('accuracy',)       # of `METRICS`; the first is the main one
+    id: str = ""  # column of identifiers; empty: the row number
+    train: tuple = ("train",)  # splits to train on; the first that is there
+    validation: dict = field(default_factory=lambda: {"": ("validation",)})  # suffix -> splits
+    text: tuple = ("text",)  # names of the one or two text columns
+    label: str = "label"  # column of the answer
+    labels: tuple = ()  # class names in order; empty: a score is predicted
+    metrics: tuple = ("accuracy",)  # of `METRICS`; the first is the main one
     human: dict = field(default_factory=dict)  # metric -> human score
-    human_source: str = ''
-    human_verified: bool = False         # read in the source or computed, not from memory
-    ratings: str = ''                    # column with a list of numbers per item
-    rating_rule: str = ''                # of `RATING_RULES`
+    human_source: str = ""
+    human_verified: bool = False  # read in the source or computed, not from memory
+    ratings: str = ""  # column with a list of numbers per item
+    rating_rule: str = ""  # of `RATING_RULES`
     official: dict = field(default_factory=dict)  # split -> rows of the complete data set
-    rows: dict = field(default_factory=dict)      # rows of train and validation, as known
-    chance: float | None = None          # of the main metric on the validation set, as known
-    licence: str = ''
-    note: str = ''
-    file: str = ''                       # the table this row stands in
+    rows: dict = field(default_factory=dict)  # rows of train and validation, as known
+    chance: float | None = None  # of the main metric on the validation set, as known
+    licence: str = ""
+    note: str = ""
+    file: str = ""  # the table this row stands in
 
 # %% ../../nbs/15_tasks.ipynb #fb7297a9
 @patch(as_prop=True)
-def pair(self:Task) -> bool:
+def pair(self: Task) -> bool:
     "Are two texts compared?"
     return len(self.text) == 2
 
-@patch(as_prop=True)
-def source(self:Task) -> str:
-    "Short name of where the data come from: 'glue', 'vader', 'evals', 'file', ..."
-    return self.package or ('file' if self.data else self.hub.split('/')[-1])
 
 @patch(as_prop=True)
-def key(self:Task) -> str:
+def source(self: Task) -> str:
+    "Short name of where the data come from: 'glue', 'vader', 'evals', 'file', ..."
+    return self.package or ("file" if self.data else self.hub.split("/")[-1])
+
+
+@patch(as_prop=True)
+def key(self: Task) -> str:
     "Configuration of the data set, or file inside the archive"
     return self.member or self.config
 
+
 @patch(as_prop=True)
-def evals(self:Task) -> tuple:
+def evals(self: Task) -> tuple:
     "(suffix of the metric's name, split of first choice) of each evaluation set"
     return tuple((suffix, splits[0]) for suffix, splits in self.validation.items())
 
 # %% ../../nbs/15_tasks.ipynb #b6db8db3
-def _constant(x): return len(x) == 0 or (x[0] == x).all()
+def _constant(x):
+    return len(x) == 0 or (x[0] == x).all()
 
-def _accuracy(y, p): return float((y == p).mean())
+
+def _accuracy(y, p):
+    return float((y == p).mean())
+
 
 def _f1(y, p):
     from sklearn.metrics import f1_score
+
     return float(f1_score(y, p, zero_division=0))
+
 
 def _macro_f1(y, p):
     import numpy as np
+
     classes, numbers = np.unique(np.concatenate([y, p]), return_inverse=True)
-    gold, said = numbers[:len(y)], numbers[len(y):]
+    gold, said = numbers[: len(y)], numbers[len(y) :]
     right, k = np.bincount(gold[gold == said], minlength=len(classes)), len(classes)
-    return float((2*right/(np.bincount(gold, minlength=k) + np.bincount(said, minlength=k))).mean())
+    return float(
+        (2 * right / (np.bincount(gold, minlength=k) + np.bincount(said, minlength=k))).mean()
+    )
+
 
 def _matthews(y, p):
     from sklearn.metrics import matthews_corrcoef
+
     return float(matthews_corrcoef(y, p))
 
 # %% ../../nbs/15_tasks.ipynb #0d7d32f2
 def _pearson(y, p):
     from scipy.stats import pearsonr
+
     return 0.0 if _constant(y) or _constant(p) else float(pearsonr(y, p).statistic)
+
 
 def _spearman(y, p):
     from scipy.stats import spearmanr
+
     return 0.0 if _constant(y) or _constant(p) else float(spearmanr(y, p).statistic)
 
-METRICS = dict(accuracy=_accuracy, f1=_f1, macro_f1=_macro_f1, matthews=_matthews,
-               pearson=_pearson, spearman=_spearman)
 
-METRIC_NEEDS = dict(accuracy='classes', f1='two classes', macro_f1='classes',
-                    matthews='two classes', pearson='scores', spearman='scores')
+METRICS = dict(
+    accuracy=_accuracy,
+    f1=_f1,
+    macro_f1=_macro_f1,
+    matthews=_matthews,
+    pearson=_pearson,
+    spearman=_spearman,
+)
+
+METRIC_NEEDS = dict(
+    accuracy="classes",
+    f1="two classes",
+    macro_f1="classes",
+    matthews="two classes",
+    pearson="scores",
+    spearman="scores",
+)
 
 # %% ../../nbs/15_tasks.ipynb #5f80d67d
-def chance_level(metric:str,     # of `METRICS`
-                 labels,         # (n,) gold labels of the evaluated items
-                 majority=None,  # most frequent class of the training data
-    ) -> float:
+def chance_level(
+    metric: str,  # of `METRICS`
+    labels,  # (n,) gold labels of the evaluated items
+    majority=None,  # most frequent class of the training data
+) -> float:
     "The score of a constant answer chosen without the evaluation labels"
     import numpy as np
-    if metric == 'accuracy':
+
+    if metric == "accuracy":
         return float((labels == majority).mean())
-    if metric == 'macro_f1':
+    if metric == "macro_f1":
         return _macro_f1(np.asarray(labels), np.full(len(labels), majority))
-    if metric == 'f1':
+    if metric == "f1":
         p = float((labels == 1).mean())
-        return 2*p/(1 + p)
+        return 2 * p / (1 + p)
     return 0.0
 
 # %% ../../nbs/15_tasks.ipynb #262c1ab1
-def bootstrap_se(statistic,  # function of the samples
-                 *samples,   # arrays of equal length, resampled together
-                 resamples=500) -> float:
+def bootstrap_se(
+    statistic,  # function of the samples
+    *samples,  # arrays of equal length, resampled together
+    resamples=500,
+) -> float:
     "Standard error of a statistic over resampled items"
     from scipy.stats import bootstrap
+
     if len(samples[0]) < 2:
         return 0.0
-    found = bootstrap(samples, statistic, paired=True, vectorized=False, n_resamples=resamples,
-                      method='percentile', rng=0)
+    found = bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=resamples,
+        method="percentile",
+        rng=0,
+    )
     return float(found.standard_error)
 
 # %% ../../nbs/15_tasks.ipynb #a4ac403a
-def score(task:Task,
-          labels,         # (n,) gold: class numbers, or scores
-          predictions,    # (n,) predicted class numbers, or scores
-          suffix:str='',  # '_mismatched' for MNLI's second set
-          majority=None,  # most frequent class of the training data
-    ) -> dict:            # metric name -> value, se, n, chance, human
+def score(
+    task: Task,
+    labels,  # (n,) gold: class numbers, or scores
+    predictions,  # (n,) predicted class numbers, or scores
+    suffix: str = "",  # '_mismatched' for MNLI's second set
+    majority=None,  # most frequent class of the training data
+) -> dict:  # metric name -> value, se, n, chance, human
     "All metrics of a task on one evaluation set"
     out, n = {}, len(labels)
     for m in task.metrics:
         value = METRICS[m](labels, predictions)
-        if m == 'accuracy':
-            se = (value*(1 - value)/n)**0.5
+        if m == "accuracy":
+            se = (value * (1 - value) / n) ** 0.5
         else:
             se = bootstrap_se(METRICS[m], labels, predictions)
-        out[m + suffix] = dict(value=value, se=se, n=n, chance=chance_level(m, labels, majority),
-                               human=task.human.get(m + suffix))
+        out[m + suffix] = dict(
+            value=value,
+            se=se,
+            n=n,
+            chance=chance_level(m, labels, majority),
+            human=task.human.get(m + suffix),
+        )
     return out
 
 # %% ../../nbs/15_tasks.ipynb #a3a937be
-SETS = ('exploratory', 'confirmatory', 'overlap', 'multilingual', 'own')
-RATING_RULES = ('majority', 'mean', 'sign', 'gold')
-PACKAGE_NAMES = ('vader', 'evals')
+SETS = ("exploratory", "confirmatory", "overlap", "multilingual", "own")
+RATING_RULES = ("majority", "mean", "sign", "gold")
+PACKAGE_NAMES = ("vader", "evals")
 
-def refused(task:Task, key:str, why:str) -> StudyError:
+
+def refused(task: Task, key: str, why: str) -> StudyError:
     "The error that names file, row and key"
     return StudyError(f"{Path(task.file).name or 'tasks'}: task {task.name!r}, {key}: {why}")
 
 # %% ../../nbs/15_tasks.ipynb #34485ddc
-def _is_text(x): return isinstance(x, str) and x != ''
+def _is_text(x):
+    return isinstance(x, str) and x != ""
 
-def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
 
-def _is_texts(x): return _is_text(x) or isinstance(x, list) and x != [] and all(map(_is_text, x))
+def _is_number(x):
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def _is_texts(x):
+    return _is_text(x) or isinstance(x, list) and x != [] and all(map(_is_text, x))
+
 
 def _is_table_of(kind):
-    def fits(x): return isinstance(x, dict) and x != {} and all(map(kind, x.values()))
+    def fits(x):
+        return isinstance(x, dict) and x != {} and all(map(kind, x.values()))
+
     return fits
+
 
 def _is_labels(x):
     if not isinstance(x, list) or len(x) < 2 or len({str(name) for name in x}) < len(x):
         return False
     return all(_is_text(name) or type(name) is int for name in x)
 
-def _is_files(x): return _is_text(x) or _is_table_of(_is_text)(x)
 
-def _is_splits(x): return _is_texts(x) or _is_table_of(_is_texts)(x)
+def _is_files(x):
+    return _is_text(x) or _is_table_of(_is_text)(x)
+
+
+def _is_splits(x):
+    return _is_texts(x) or _is_table_of(_is_texts)(x)
 
 # %% ../../nbs/15_tasks.ipynb #a7522b37
 _ONE_OF = dict(set=SETS, rating_rule=RATING_RULES, package=PACKAGE_NAMES)
 
+
 def _kinds():
     "Key -> (does a value fit?, what is allowed)"
-    names = 'category group hub config member id label human_source ratings licence note'
-    kinds = {key: (_is_text, 'a text') for key in names.split()}
-    kinds |= {key: (choices.__contains__, ', '.join(choices)) for key, choices in _ONE_OF.items()}
-    kinds |= {key: (_is_texts, 'a text or a list of texts') for key in ('text', 'train', 'metric')}
-    counts = (_is_table_of(_is_number), 'name: number')
+    names = "category group hub config member id label human_source ratings licence note"
+    kinds = {key: (_is_text, "a text") for key in names.split()}
+    kinds |= {key: (choices.__contains__, ", ".join(choices)) for key, choices in _ONE_OF.items()}
+    kinds |= {key: (_is_texts, "a text or a list of texts") for key in ("text", "train", "metric")}
+    counts = (_is_table_of(_is_number), "name: number")
     return kinds | dict(
-        validation=(_is_splits, 'a split, a list of splits, or suffix: split'),
-        labels=(_is_labels, 'two or more different names; yes, no, true and false in quotes'),
-        data=(_is_files, 'a file, or split: file'), human=counts, official=counts, rows=counts,
-        human_verified=(lambda x: isinstance(x, bool), 'true or false'),
-        chance=(_is_number, 'a number'))
+        validation=(_is_splits, "a split, a list of splits, or suffix: split"),
+        labels=(_is_labels, "two or more different names; yes, no, true and false in quotes"),
+        data=(_is_files, "a file, or split: file"),
+        human=counts,
+        official=counts,
+        rows=counts,
+        human_verified=(lambda x: isinstance(x, bool), "true or false"),
+        chance=(_is_number, "a number"),
+    )
+
 
 KEYS = _kinds()
 
 # %% ../../nbs/15_tasks.ipynb #570cb846
-def check_keys(task:Task, row:dict):
+def check_keys(task: Task, row: dict):
     "Raise `StudyError` if a key is unknown or its value of another kind"
     if not isinstance(row, dict):
-        raise refused(task, 'row', f"{row!r} is no row (allowed: key: value)")
+        raise refused(task, "row", f"{row!r} is no row (allowed: key: value)")
     for key, value in row.items():
         if key not in KEYS:
             hint = nearest(key, KEYS)
@@ -229,89 +298,114 @@ def check_keys(task:Task, row:dict):
             raise refused(task, key, f"{value!r} does not fit (allowed: {allowed})")
 
 # %% ../../nbs/15_tasks.ipynb #3440a78d
-_FROM_RATINGS = dict(majority=('accuracy', 'macro_f1'), gold=('accuracy', 'macro_f1'),
-                     sign=('accuracy',), mean=('pearson',))
+_FROM_RATINGS = dict(
+    majority=("accuracy", "macro_f1"),
+    gold=("accuracy", "macro_f1"),
+    sign=("accuracy",),
+    mean=("pearson",),
+)
+
 
 def _answer_kind(task):
     if len(task.labels) == 2:
-        return 'two classes'
-    return 'classes' if task.labels else 'scores'
+        return "two classes"
+    return "classes" if task.labels else "scores"
+
 
 def _check_metrics(task):
     kind = _answer_kind(task)
     for m in task.metrics:
         if m not in METRICS:
             hint = nearest(m, METRICS)
-            raise refused(task, 'metric', f"unknown {m!r}{hint} (allowed: {', '.join(METRICS)})")
+            raise refused(task, "metric", f"unknown {m!r}{hint} (allowed: {', '.join(METRICS)})")
         if not kind.endswith(METRIC_NEEDS[m]):
             fit = [name for name, needs in METRIC_NEEDS.items() if kind.endswith(needs)]
-            number = f'{len(task.labels)} classes' if task.labels else 'scores (no labels)'
-            raise refused(task, 'metric', f"{m!r} needs {METRIC_NEEDS[m]} and the row has {number} "
-                                          f"(allowed: {', '.join(fit)})")
+            number = f"{len(task.labels)} classes" if task.labels else "scores (no labels)"
+            raise refused(
+                task,
+                "metric",
+                f"{m!r} needs {METRIC_NEEDS[m]} and the row has {number} "
+                f"(allowed: {', '.join(fit)})",
+            )
     known = {m + suffix for m in task.metrics for suffix in task.validation}
     if extra := set(task.human) - known:
-        raise refused(task, 'human', f"{min(extra)!r} is no metric of the row "
-                                     f"(allowed: {', '.join(sorted(known))})")
+        raise refused(
+            task,
+            "human",
+            f"{min(extra)!r} is no metric of the row (allowed: {', '.join(sorted(known))})",
+        )
 
 # %% ../../nbs/15_tasks.ipynb #6d18a902
-def check_task_row(task:Task):
+def check_task_row(task: Task):
     "Raise `StudyError` if keys of a row contradict each other"
-    places = [key for key in ('hub', 'package', 'data') if getattr(task, key)]
+    places = [key for key in ("hub", "package", "data") if getattr(task, key)]
     if len(places) != 1:
-        raise refused(task, 'hub', f"the row has {' and '.join(places) or 'no place of its data'} "
-                                   '(allowed: one of hub, package, data)')
+        raise refused(
+            task,
+            "hub",
+            f"the row has {' and '.join(places) or 'no place of its data'} "
+            "(allowed: one of hub, package, data)",
+        )
     if len(set(task.text)) not in (1, 2) or len(set(task.text)) < len(task.text):
-        raise refused(task, 'text', f'{list(task.text)} (allowed: one or two different columns)')
+        raise refused(task, "text", f"{list(task.text)} (allowed: one or two different columns)")
     _check_metrics(task)
-    if task.rating_rule and (task.rating_rule == 'mean') == bool(task.labels):
-        raise refused(task, 'rating_rule', f"{task.rating_rule!r} does not fit "
-                                           "(allowed: mean for scores, else for classes)")
+    if task.rating_rule and (task.rating_rule == "mean") == bool(task.labels):
+        raise refused(
+            task,
+            "rating_rule",
+            f"{task.rating_rule!r} does not fit (allowed: mean for scores, else for classes)",
+        )
     if task.ratings and task.metrics[0] not in _FROM_RATINGS[task.rating_rule]:
-        fit = ', '.join(_FROM_RATINGS[task.rating_rule])
-        raise refused(task, 'ratings', f"cannot give {task.metrics[0]!r} (allowed metric: {fit})")
+        fit = ", ".join(_FROM_RATINGS[task.rating_rule])
+        raise refused(task, "ratings", f"cannot give {task.metrics[0]!r} (allowed metric: {fit})")
 
 # %% ../../nbs/15_tasks.ipynb #2cc910ed
-def _tuple(x): return tuple(x) if isinstance(x, list) else (x,)
+def _tuple(x):
+    return tuple(x) if isinstance(x, list) else (x,)
 
-def make_task(name:str,     # of the row
-              row:dict,     # key -> value, as read from YAML
-              file:str='',  # the table it stands in
-    ) -> Task:
+
+def make_task(
+    name: str,  # of the row
+    row: dict,  # key -> value, as read from YAML
+    file: str = "",  # the table it stands in
+) -> Task:
     "A row as a `Task`, checked; a `StudyError` names file, row and key"
     check_keys(Task(name, file=file), row)
-    fields = {key: value for key, value in row.items() if key != 'metric'}
-    fields |= {key: _tuple(row[key]) for key in ('train', 'text') if key in row}
-    fields['labels'] = tuple(map(str, row.get('labels', ())))
-    fields['metrics'] = _tuple(row.get('metric', 'accuracy' if fields['labels'] else 'pearson'))
-    if 'validation' in row:
-        sets = row['validation'] if isinstance(row['validation'], dict) else {'': row['validation']}
-        fields['validation'] = {suffix: _tuple(splits) for suffix, splits in sets.items()}
-    if isinstance(row.get('data'), str):
-        fields['data'] = {'': row['data']}
-    if row.get('ratings'):
-        fields.setdefault('rating_rule', 'majority' if fields['labels'] else 'mean')
-    fields.setdefault('group', name)
+    fields = {key: value for key, value in row.items() if key != "metric"}
+    fields |= {key: _tuple(row[key]) for key in ("train", "text") if key in row}
+    fields["labels"] = tuple(map(str, row.get("labels", ())))
+    fields["metrics"] = _tuple(row.get("metric", "accuracy" if fields["labels"] else "pearson"))
+    if "validation" in row:
+        sets = row["validation"] if isinstance(row["validation"], dict) else {"": row["validation"]}
+        fields["validation"] = {suffix: _tuple(splits) for suffix, splits in sets.items()}
+    if isinstance(row.get("data"), str):
+        fields["data"] = {"": row["data"]}
+    if row.get("ratings"):
+        fields.setdefault("rating_rule", "majority" if fields["labels"] else "mean")
+    fields.setdefault("group", name)
     task = Task(name, file=file, **fields)
     check_task_row(task)
     return task
 
 # %% ../../nbs/15_tasks.ipynb #56e79c96
 @lru_cache(maxsize=8)
-def _read_table(path:str, stamp:tuple) -> dict:
+def _read_table(path: str, stamp: tuple) -> dict:
     "Name -> `Task`; `stamp` (time and size) makes a changed file be read again"
     import yaml
+
     try:
-        loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
-        rows = yaml.load(Path(path).read_text(encoding='utf-8'), loader)
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        rows = yaml.load(Path(path).read_text(encoding="utf-8"), loader)
     except (OSError, UnicodeDecodeError) as e:
         raise StudyError(f"{Path(path).name} cannot be read: {e}") from None
     except yaml.YAMLError as e:
-        line = e.problem_mark.line + 1 if getattr(e, 'problem_mark', None) else 1
-        why = getattr(e, 'problem', None) or e
+        line = e.problem_mark.line + 1 if getattr(e, "problem_mark", None) else 1
+        why = getattr(e, "problem", None) or e
         raise StudyError(f"{Path(path).name}:{line}: not YAML: {why}") from None
     if not isinstance(rows, dict) or not rows:
         raise StudyError(f"{Path(path).name} holds no tasks (allowed: task name: row)")
     return {str(name): make_task(str(name), row, path) for name, row in rows.items()}
+
 
 def read_tasks(path) -> dict:  # name -> `Task`
     "The rows of a table of tasks"
@@ -325,157 +419,196 @@ def read_tasks(path) -> dict:  # name -> `Task`
 @lru_cache(maxsize=1)
 def _table_file():
     import junkdna_nb
+
     beside = Path(junkdna_nb.__file__).resolve().parents[1]
     for folder in (project_root(), beside):
-        if (path := folder/'nbs/configs/tasks.yaml').is_file():
+        if (path := folder / "nbs/configs/tasks.yaml").is_file():
             return path
-    raise StudyError(f"{beside/'nbs/configs/tasks.yaml'} does not exist: the clone is not complete")
+    raise StudyError(
+        f"{beside / 'nbs/configs/tasks.yaml'} does not exist: the clone is not complete"
+    )
+
 
 def _all_tasks():
-    table, own = read_tasks(_table_file()), os.environ.get('JUNKDNA_TASKS')
+    table, own = read_tasks(_table_file()), os.environ.get("JUNKDNA_TASKS")
     if not own:
         return table
     if not (path := find_file(own)):
         raise StudyError(f"JUNKDNA_TASKS={own!r} was not found (allowed: a YAML file of tasks)")
-    os.environ['JUNKDNA_TASKS'] = str(path.resolve())   # processes of other folders read it too
+    os.environ["JUNKDNA_TASKS"] = str(path.resolve())  # processes of other folders read it too
     rows = read_tasks(path.resolve())
     for task in rows.values():
         if task.name in table:
-            raise refused(task, 'name', 'is taken by a task of the project (choose another)')
-        if task.set != 'own':
-            raise refused(task, 'set', f"{task.set!r} is for the project's tasks (allowed: own)")
+            raise refused(task, "name", "is taken by a task of the project (choose another)")
+        if task.set != "own":
+            raise refused(task, "set", f"{task.set!r} is for the project's tasks (allowed: own)")
     return {**table, **rows}
 
 # %% ../../nbs/15_tasks.ipynb #a8aafff2
 class _Tasks(Mapping):
     "Name -> `Task`, the project's and the user's"
-    def __getitem__(self, name): return _all_tasks()[name]
-    def __iter__(self): return iter(_all_tasks())
-    def __len__(self): return len(_all_tasks())
+
+    def __getitem__(self, name):
+        return _all_tasks()[name]
+
+    def __iter__(self):
+        return iter(_all_tasks())
+
+    def __len__(self):
+        return len(_all_tasks())
+
 
 TASKS = _Tasks()
 
-def get_task(name:str) -> Task:
+
+def get_task(name: str) -> Task:
     "The row of a task, or a `StudyError` with the nearest name"
     tasks = _all_tasks()
     if name not in tasks:
         hint = nearest(name, tasks)
-        raise StudyError(f"unknown task {name!r}{hint} (allowed: {listed(tasks)}; junkdna tasks lists all)")
+        raise StudyError(
+            f"unknown task {name!r}{hint} (allowed: {listed(tasks)}; junkdna tasks lists all)"
+        )
     return tasks[name]
 
 # %% ../../nbs/15_tasks.ipynb #0c8b3e4e
-_VADER = Packaged('vaderSentiment', '3.3.2',
-                  '5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9',
-                  'vaderSentiment-3.3.2.tar.gz')
-EVALS_PACKAGE = Packaged('evals', '3.0.1.post1',
-                         '0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78',
-                         'evals-3.0.1.post1-py3-none-any.whl')
+_VADER = Packaged(
+    "vaderSentiment",
+    "3.3.2",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    "vaderSentiment-3.3.2.tar.gz",
+)
+EVALS_PACKAGE = Packaged(
+    "evals",
+    "3.0.1.post1",
+    "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+    "evals-3.0.1.post1-py3-none-any.whl",
+)
 _PACKAGES = dict(vader=_VADER, evals=EVALS_PACKAGE)
+
 
 @lru_cache
 def _vader_rows(key):
     "(id, document, text, ratings) of one domain"
     import io
-    archive = 'vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz'
+
+    archive = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
     inner = read_member(fetch(_VADER), archive)
+
     def lines(part):
-        text = read_member(io.BytesIO(inner), f'hutto_ICWSM_2014/{key}_{part}.txt')
-        return [line.split('\t') for line in text.decode('utf-8-sig').splitlines()]
-    sentences, ratings, rows = lines('GroundTruth'), lines('anonDataRatings'), []
-    every = json.loads(f"[{','.join(r[3] for r in ratings)}]")   # read at once: ten times faster
+        text = read_member(io.BytesIO(inner), f"hutto_ICWSM_2014/{key}_{part}.txt")
+        return [line.split("\t") for line in text.decode("utf-8-sig").splitlines()]
+
+    sentences, ratings, rows = lines("GroundTruth"), lines("anonDataRatings"), []
+    every = json.loads(f"[{','.join(r[3] for r in ratings)}]")  # read at once: ten times faster
     for (id, mean, text), (rated, *_), scores in zip(sentences, ratings, every, strict=True):
-        if id == rated and abs(sum(scores)/len(scores) - float(mean)) < 0.01:
-            rows.append((id, id.split('_')[0], text.strip(), scores))
+        if id == rated and abs(sum(scores) / len(scores) - float(mean)) < 0.01:
+            rows.append((id, id.split("_")[0], text.strip(), scores))
     return rows
 
 # %% ../../nbs/15_tasks.ipynb #eb36ed98
 def editorials() -> list:  # of (document number, text)
     "The New York Times editorials of VADER as running text: the sentences of a document, joined"
     documents = {}
-    for _, document, text, _ in _vader_rows('nytEditorialSnippets'):
+    for _, document, text, _ in _vader_rows("nytEditorialSnippets"):
         documents.setdefault(document, []).append(text)
-    return [(d, ' '.join(sentences)) for d, sentences in documents.items()]
+    return [(d, " ".join(sentences)) for d, sentences in documents.items()]
 
 # %% ../../nbs/15_tasks.ipynb #a17fadba
-_NEUTRAL = 0.5   # of the mean rating, on the scale from -4 to 4
+_NEUTRAL = 0.5  # of the mean rating, on the scale from -4 to 4
+
 
 def _read_vader(task):
     for id, document, text, ratings in _vader_rows(task.member):
-        mean = sum(ratings)/len(ratings)
+        mean = sum(ratings) / len(ratings)
         if abs(mean) >= _NEUTRAL:
             yield dict(id=id, document=document, text=text, label=int(mean > 0), ratings=ratings)
 
+
 def _read_evals(task):
-    content = read_member(fetch(EVALS_PACKAGE), f'evals/registry/data/{task.member}').decode()
+    content = read_member(fetch(EVALS_PACKAGE), f"evals/registry/data/{task.member}").decode()
     for i, line in enumerate(content.splitlines()):
         row = json.loads(line)
-        text, answer = row['input'][-1]['content'].strip(), row['ideal'].strip()
+        text, answer = row["input"][-1]["content"].strip(), row["ideal"].strip()
         if not task.pair:
             yield dict(id=str(i), document=text, text=text, label=int(answer))
             continue
-        passage, question = text.removeprefix('Passage:').removesuffix('Answer:').split('Question:')
-        yield dict(id=row['id_string'], document=passage, passage=passage.strip(),
-                   question=question.strip(), label=int(answer == 'true'))
+        passage, question = text.removeprefix("Passage:").removesuffix("Answer:").split("Question:")
+        yield dict(
+            id=row["id_string"],
+            document=passage,
+            passage=passage.strip(),
+            question=question.strip(),
+            label=int(answer == "true"),
+        )
 
 # %% ../../nbs/15_tasks.ipynb #6a307e96
 @dataclass(frozen=True)
 class Part:
     "One split as it was read"
-    rows: list                                   # dicts: id, label, and the text columns
+
+    rows: list  # dicts: id, label, and the text columns
     ratings: list = field(default_factory=list)  # a list of numbers per row; empty: there are none
 
-    def __len__(self): return len(self.rows)
+    def __len__(self):
+        return len(self.rows)
 
     def pick(self, numbers):
         "The `Part` of these row numbers, in this order"
         ratings = [self.ratings[i] for i in numbers] if self.ratings else []
         return Part([self.rows[i] for i in numbers], ratings)
 
-    def labels(self): return [r['label'] for r in self.rows]
+    def labels(self):
+        return [r["label"] for r in self.rows]
 
 # %% ../../nbs/15_tasks.ipynb #aab413c8
 def _in_validation(task, document):
-    return hashlib.sha256(f'{task.name}:{document}'.encode()).digest()[0] < 256*0.2
+    return hashlib.sha256(f"{task.name}:{document}".encode()).digest()[0] < 256 * 0.2
+
 
 def _packaged_parts(task):
     "Split -> `Part` of a packaged task"
     seen, parts = set(), dict(train=Part([], []), validation=Part([], []))
-    for row in (_read_vader if task.package == 'vader' else _read_evals)(task):
+    for row in (_read_vader if task.package == "vader" else _read_evals)(task):
         text = tuple(row[c].casefold() for c in task.text)
         if text in seen:
             continue
         seen.add(text)
-        part = parts['validation' if _in_validation(task, row.pop('document')) else 'train']
-        if 'ratings' in row:
-            part.ratings.append(row.pop('ratings'))
+        part = parts["validation" if _in_validation(task, row.pop("document")) else "train"]
+        if "ratings" in row:
+            part.ratings.append(row.pop("ratings"))
         part.rows.append(row)
     return parts
 
 # %% ../../nbs/15_tasks.ipynb #c10c7790
-def class_numbers(values,  # (n,) of the label column: texts, numbers or truth values
-                  labels,  # class names in order
-    ):                     # (n,) class numbers; a value that does not fit is None
+def class_numbers(
+    values,  # (n,) of the label column: texts, numbers or truth values
+    labels,  # class names in order
+):  # (n,) class numbers; a value that does not fit is None
     "A label column as class numbers: by name or by number, whichever fits more values"
-    readings = [{name: i for i, name in enumerate(labels)},
-                {str(i): i for i in range(len(labels))}]
+    readings = [{name: i for i, name in enumerate(labels)}, {str(i): i for i in range(len(labels))}]
     counts = Counter(map(str, values))
     fits = [sum(counts[written] for written in reading) for reading in readings]
-    number = readings[fits.index(max(fits))]   # by name, where both fit alike
+    number = readings[fits.index(max(fits))]  # by name, where both fit alike
     return [number.get(str(v)) for v in values]
 
 # %% ../../nbs/15_tasks.ipynb #8fdd6d35
-def answers(task:Task, values) -> list:
+def answers(task: Task, values) -> list:
     "A label column as class numbers or scores; a `StudyError` names the first value that fails"
     if task.labels:
         numbers = class_numbers(values, task.labels)
         allowed = f"{', '.join(task.labels[:20])}, or 0 to {len(task.labels) - 1}"
     else:
-        numbers, allowed = [_finite(v) for v in values], 'numbers; classes need the key labels'
+        numbers, allowed = [_finite(v) for v in values], "numbers; classes need the key labels"
     if None in numbers:
         wrong = values[numbers.index(None)]
-        raise refused(task, 'labels' if task.labels else 'label',
-                      f"{wrong!r} in column {task.label!r} (allowed: {allowed})")
+        raise refused(
+            task,
+            "labels" if task.labels else "label",
+            f"{wrong!r} in column {task.label!r} (allowed: {allowed})",
+        )
     return numbers
+
 
 def _finite(v):
     try:
@@ -485,23 +618,28 @@ def _finite(v):
     return x if math.isfinite(x) else None
 
 # %% ../../nbs/15_tasks.ipynb #3bae7b0a
-def _shown(split): return f'split {split!r}' if split else 'the file'
+def _shown(split):
+    return f"split {split!r}" if split else "the file"
+
 
 def _column(task, columns, key, name, split):
     if name not in columns:
-        hint, there = nearest(name, columns), ', '.join(columns)
-        raise refused(task, key, f"no column {name!r} in {_shown(split)}{hint} "
-                                 f"(there are: {there})")
+        hint, there = nearest(name, columns), ", ".join(columns)
+        raise refused(
+            task, key, f"no column {name!r} in {_shown(split)}{hint} (there are: {there})"
+        )
     values = columns[name]
     if None in values:
-        raise refused(task, key, f"column {name!r} is empty in row {values.index(None)} "
-                                 f"of {_shown(split)}")
+        raise refused(
+            task, key, f"column {name!r} is empty in row {values.index(None)} of {_shown(split)}"
+        )
     return values
+
 
 def _rows(task, columns, split, numbers):
     "Dicts of id, label and texts; `numbers` are the answers"
-    texts = {c: _column(task, columns, 'text', c, split) for c in task.text}
-    ids = _column(task, columns, 'id', task.id, split) if task.id else range(len(numbers))
+    texts = {c: _column(task, columns, "text", c, split) for c in task.text}
+    ids = _column(task, columns, "id", task.id, split) if task.id else range(len(numbers))
     rows = [dict(id=str(id), label=label) for id, label in zip(ids, numbers)]
     for c, values in texts.items():
         for row, value in zip(rows, values):
@@ -512,24 +650,30 @@ def _rows(task, columns, split, numbers):
 def _rating_lists(task, column, split):
     "One list of numbers per row; a text such as '1 0 1' is read as one"
     where = f"column {task.ratings!r} of {_shown(split)}"
-    lists = [v.replace(',', ' ').strip('[] ').split() if isinstance(v, str) else v for v in column]
+    lists = [v.replace(",", " ").strip("[] ").split() if isinstance(v, str) else v for v in column]
     try:
         lists = [[float(x) for x in v or []] for v in lists]
     except (TypeError, ValueError):
-        raise refused(task, 'ratings', f'{where} is not made of lists of numbers') from None
-    if task.rating_rule in ('majority', 'gold') and not all(map(_is_class, chain(*lists))):
-        raise refused(task, 'ratings', f'{where} holds numbers that are no classes '
-                                       '(allowed: whole numbers from 0)')
+        raise refused(task, "ratings", f"{where} is not made of lists of numbers") from None
+    if task.rating_rule in ("majority", "gold") and not all(map(_is_class, chain(*lists))):
+        raise refused(
+            task,
+            "ratings",
+            f"{where} holds numbers that are no classes (allowed: whole numbers from 0)",
+        )
     return lists
 
-def _is_class(x): return x >= 0 and x.is_integer()
+
+def _is_class(x):
+    return x >= 0 and x.is_integer()
 
 # %% ../../nbs/15_tasks.ipynb #cdbeda9b
-def _parts(task,   # the row
-           raw,    # split -> column -> values
-    ):             # split -> `Part`
+def _parts(
+    task,  # the row
+    raw,  # split -> column -> values
+):  # split -> `Part`
     "Columns as rows; label columns of all splits are read by one rule"
-    labels = {s: _column(task, columns, 'label', task.label, s) for s, columns in raw.items()}
+    labels = {s: _column(task, columns, "label", task.label, s) for s, columns in raw.items()}
     numbers, parts = answers(task, list(chain.from_iterable(labels.values()))), {}
     for split, columns in raw.items():
         n = len(labels[split])
@@ -542,86 +686,100 @@ def _parts(task,   # the row
 @dataclass(frozen=True)
 class Splits:
     "Which splits of a data set are used"
+
     train: str
-    evals: dict    # suffix -> split
-    notes: tuple   # what is not as the row wishes
+    evals: dict  # suffix -> split
+    notes: tuple  # what is not as the row wishes
 
 # %% ../../nbs/15_tasks.ipynb #bf968b5a
-def choose_splits(task:Task,
-                  there,        # names of the splits there are
-                  origin:str,   # where they are, for messages
-    ) -> Splits:
+def choose_splits(
+    task: Task,
+    there,  # names of the splits there are
+    origin: str,  # where they are, for messages
+) -> Splits:
     "The first split that is there, for training and for each evaluation set"
     notes, chosen = [], {}
-    wishes = {'train': task.train}
-    wishes |= {f'validation{suffix}': splits for suffix, splits in task.validation.items()}
+    wishes = {"train": task.train}
+    wishes |= {f"validation{suffix}": splits for suffix, splits in task.validation.items()}
     for role, splits in wishes.items():
         found = next((s for s in splits if s in there), None)
-        if found is None and role in ('train', 'validation'):
-            raise refused(task, role, f"no split {' or '.join(map(repr, splits))} in {origin} "
-                                      f"(there are: {', '.join(there)})")
+        if found is None and role in ("train", "validation"):
+            raise refused(
+                task,
+                role,
+                f"no split {' or '.join(map(repr, splits))} in {origin} "
+                f"(there are: {', '.join(there)})",
+            )
         if found != splits[0]:
-            notes.append(f'no {splits[0]} in {origin}' + (f': {found} is used' if found else ''))
+            notes.append(f"no {splits[0]} in {origin}" + (f": {found} is used" if found else ""))
         chosen[role] = found
-    train = chosen.pop('train')
+    train = chosen.pop("train")
     if train in chosen.values():
-        raise refused(task, 'validation', f'{train!r} is the training split too (allowed: another)')
-    evals = {role.removeprefix('validation'): s for role, s in chosen.items() if s}
+        raise refused(task, "validation", f"{train!r} is the training split too (allowed: another)")
+    evals = {role.removeprefix("validation"): s for role, s in chosen.items() if s}
     return Splits(train, evals, tuple(notes))
 
 # %% ../../nbs/15_tasks.ipynb #dc6f88a0
-_BY_FOLDER = ('nyu-mll/glue', 'facebook/xnli')   # one folder a configuration: only it is fetched
+_BY_FOLDER = ("nyu-mll/glue", "facebook/xnli")  # one folder a configuration: only it is fetched
+
 
 def _folder(task):
     "Folder of a configuration inside its data set; empty: not one folder"
     place = mirrored(task.hub)
-    if task.config and (task.hub in _BY_FOLDER or place and (place/task.config).is_dir()):
+    if task.config and (task.hub in _BY_FOLDER or place and (place / task.config).is_dir()):
         return task.config
-    return ''
+    return ""
+
 
 def _hub_columns(task):
     "(`Splits`, split -> column -> values, origin) of a task of the hub"
     try:
         data, origin = open_dataset(task.hub, task.config or None, _folder(task))
     except StudyError as e:
-        packaged = ', '.join(t.name for t in TASKS.values() if t.package)
-        raise StudyError(f"data of task {task.name!r} was not found ({e}). Supply it in one of "
-                         f"three ways: use a packaged task ({packaged}), point JUNKDNA_MIRROR "
-                         f"to a folder that holds {task.hub}, or run where the hub can be "
-                         'reached') from None
+        packaged = ", ".join(t.name for t in TASKS.values() if t.package)
+        raise StudyError(
+            f"data of task {task.name!r} was not found ({e}). Supply it in one of "
+            f"three ways: use a packaged task ({packaged}), point JUNKDNA_MIRROR "
+            f"to a folder that holds {task.hub}, or run where the hub can be "
+            "reached"
+        ) from None
     splits, raw = choose_splits(task, list(data), origin), {}
     for split in [splits.train, *splits.evals.values()]:
         there = data[split].column_names
         wanted = {*task.text, task.label, task.id, task.ratings} & set(there)
         raw[split] = {c: data[split].select_columns([c])[:][c] for c in there if c in wanted}
-        raw[split] |= {c: [] for c in there if c not in wanted}   # for messages: what there is
+        raw[split] |= {c: [] for c in there if c not in wanted}  # for messages: what there is
     return splits, raw, origin
 
 # %% ../../nbs/15_tasks.ipynb #5a276c78
 def _read_csv(path):
-    with open(path, newline='', encoding='utf-8-sig') as f:
+    with open(path, newline="", encoding="utf-8-sig") as f:
         rows = list(csv.DictReader(f, strict=True))
     return _as_columns(path, rows)
 
+
 def _read_jsonl(path):
     rows = []
-    for i, line in enumerate(path.read_text(encoding='utf-8-sig').splitlines(), 1):
+    for i, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError(f'line {i} is not an object')
+                raise ValueError(f"line {i} is not an object")
             rows.append(row)
     return _as_columns(path, rows)
 
+
 def _read_parquet(path):
     import pyarrow.parquet
+
     return pyarrow.parquet.read_table(path).to_pydict()
+
 
 def _as_columns(path, rows):
     names = list(rows[0]) if rows else []
     for i, row in enumerate(rows, 1):
         if None in row or set(row) != set(names):
-            raise ValueError(f'row {i} has other columns than the first')
+            raise ValueError(f"row {i} has other columns than the first")
     columns = {name: [] for name in names}
     for row in rows:
         for name in names:
@@ -629,95 +787,111 @@ def _as_columns(path, rows):
     return columns
 
 # %% ../../nbs/15_tasks.ipynb #c6887cd0
-_READERS = {'.csv': _read_csv, '.jsonl': _read_jsonl, '.parquet': _read_parquet}
+_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 # %% ../../nbs/15_tasks.ipynb #d467ba4e
-def own_file(task:Task, split:str) -> Path:
+def own_file(task: Task, split: str) -> Path:
     "Path of a user's file, which stands beside the table; it is there and of a known kind"
-    path = Path(task.file).parent/task.data[split]
+    path = Path(task.file).parent / task.data[split]
     if path.suffix not in _READERS:
-        raise refused(task, 'data', f"{path.name} (allowed: {', '.join(_READERS)})")
+        raise refused(task, "data", f"{path.name} (allowed: {', '.join(_READERS)})")
     if not path.is_file():
-        raise refused(task, 'data', f'{path.name} does not exist beside {Path(task.file).name}')
+        raise refused(task, "data", f"{path.name} does not exist beside {Path(task.file).name}")
     return path
 
-def read_own(task:Task, split:str) -> dict:   # column -> values
+
+def read_own(task: Task, split: str) -> dict:  # column -> values
     "One file of the user"
     path = own_file(task, split)
     try:
         columns = _READERS[path.suffix](path)
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as e:
-        raise refused(task, 'data', f'{path.name} cannot be read: {e}') from None
+        raise refused(task, "data", f"{path.name} cannot be read: {e}") from None
     if not columns or not next(iter(columns.values())):
-        raise refused(task, 'data', f'{path.name} has no rows')
+        raise refused(task, "data", f"{path.name} has no rows")
     return columns
 
 # %% ../../nbs/15_tasks.ipynb #c5abee8b
-def nested_order(labels,     # (n,) class numbers or scores
-                 seed:int):  # of the order
+def nested_order(
+    labels,  # (n,) class numbers or scores
+    seed: int,
+):  # of the order
     "Row numbers in an order of which every beginning is a stratified subset"
     import numpy as np
+
     strata = np.rint(np.asarray(labels, float)).astype(int)
     rng, position = np.random.default_rng(seed), np.empty(len(strata))
     for c in np.unique(strata):
         rows = rng.permutation(np.flatnonzero(strata == c))
-        position[rows] = (np.arange(len(rows)) + rng.random())/len(rows)
-    return np.argsort(position, kind='stable')
+        position[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    return np.argsort(position, kind="stable")
 
-def subset(labels,           # (n,) of all rows
-           seed:int,
-           share:float=1.0,  # in (0, 1], of what the cap leaves
-           cap:int=0,        # at most so many rows; 0: all
-           rule:str='nested',  # 'nested' (seeded, stratified) or 'head' (of the file)
-    ):                       # row numbers, in file order
+
+def subset(
+    labels,  # (n,) of all rows
+    seed: int,
+    share: float = 1.0,  # in (0, 1], of what the cap leaves
+    cap: int = 0,  # at most so many rows; 0: all
+    rule: str = "nested",  # 'nested' (seeded, stratified) or 'head' (of the file)
+):  # row numbers, in file order
     "Rows of a capped share of the data"
     import numpy as np
+
     n = len(labels)
-    order = np.arange(n) if rule == 'head' else nested_order(labels, seed)
-    size = max(1, round(share*(min(cap, n) if cap else n)))
+    order = np.arange(n) if rule == "head" else nested_order(labels, seed)
+    size = max(1, round(share * (min(cap, n) if cap else n)))
     return np.sort(order[:size])
 
 # %% ../../nbs/15_tasks.ipynb #9a4fe496
-_OWN_SHARE, _OWN_SEED = 0.2, 0   # of one file, for validation
+_OWN_SHARE, _OWN_SEED = 0.2, 0  # of one file, for validation
+
 
 def _own_parts(task):
     "(split -> `Part`, notes) of a user's files"
     parts = _parts(task, {split: read_own(task, split) for split in task.data})
-    if '' not in parts:
+    if "" not in parts:
         return parts, ()
-    whole = parts['']
+    whole = parts[""]
     if len(whole) < 2:
-        raise refused(task, 'data', f"{task.data['']} has one row (allowed: at least 2)")
+        raise refused(task, "data", f"{task.data['']} has one row (allowed: at least 2)")
     held = subset(whole.labels(), _OWN_SEED, _OWN_SHARE)
     rest = sorted(set(range(len(whole))) - set(held.tolist()))
-    note = (f"{task.data['']}: split here, stratified, seed {_OWN_SEED}: {len(rest):,} rows train, "
-            f"{len(held):,} validate")
+    note = (
+        f"{task.data['']}: split here, stratified, seed {_OWN_SEED}: {len(rest):,} rows train, "
+        f"{len(held):,} validate"
+    )
     return dict(train=whole.pick(rest), validation=whole.pick(held)), (note,)
 
 # %% ../../nbs/15_tasks.ipynb #338185cc
-def rater_agreement(ratings  # one list of numbers per sentence
-    ) -> list:               # one number in [0, 1] per sentence
+def rater_agreement(
+    ratings,  # one list of numbers per sentence
+) -> list:  # one number in [0, 1] per sentence
     "How often one rater's sign agrees with the sign of the others' mean (a tie counts half)"
     import numpy as np
+
     agreed = []
     for r in ratings:
         r = np.asarray(r, float)
-        others = (r.sum() - r)/(len(r) - 1)
-        agreed.append(float(np.where(r*others == 0, 0.5, r*others > 0).mean()))
+        others = (r.sum() - r) / (len(r) - 1)
+        agreed.append(float(np.where(r * others == 0, 0.5, r * others > 0).mean()))
     return agreed
 
-def rater_accuracy(ratings) -> tuple:   # (accuracy, standard error over sentences)
+
+def rater_accuracy(ratings) -> tuple:  # (accuracy, standard error over sentences)
     "The mean of `rater_agreement`"
     import numpy as np
+
     agreed = rater_agreement(ratings)
-    se = float(np.std(agreed, ddof=1)/len(agreed)**0.5) if len(agreed) > 1 else 0.0
+    se = float(np.std(agreed, ddof=1) / len(agreed) ** 0.5) if len(agreed) > 1 else 0.0
     return float(np.mean(agreed)), se
 
 # %% ../../nbs/15_tasks.ipynb #080e1e44
-def majority_of_others(ratings  # (k,) class numbers, of one item
-    ) -> list:                  # of (class, its ratings, classes most of the others chose)
+def majority_of_others(
+    ratings,  # (k,) class numbers, of one item
+) -> list:  # of (class, its ratings, classes most of the others chose)
     "What the others of each rater say; raters of one class have the same others"
     import numpy as np
+
     votes, out = np.bincount(np.asarray(ratings, int)), []
     for r in np.flatnonzero(votes):
         others = votes.copy()
@@ -725,12 +899,15 @@ def majority_of_others(ratings  # (k,) class numbers, of one item
         out.append((int(r), int(votes[r]), np.flatnonzero(others == others.max()).tolist()))
     return out
 
-def rater_confusion(ratings,      # one list of class numbers per item
-                    classes:int,  # number of classes of the task
-                    gold=None,    # (n,) class numbers: compare with these, not with the others
-    ):                            # (n, classes, classes + 1); last: a rating that is no class
+
+def rater_confusion(
+    ratings,  # one list of class numbers per item
+    classes: int,  # number of classes of the task
+    gold=None,  # (n,) class numbers: compare with these, not with the others
+):  # (n, classes, classes + 1); last: a rating that is no class
     "Ratings of each item by the class they are compared with and the class they name"
     import numpy as np
+
     counts = np.zeros((len(ratings), classes, classes + 1))
     for i, item in enumerate(ratings):
         if gold is not None:
@@ -743,87 +920,100 @@ def rater_confusion(ratings,      # one list of class numbers per item
     return counts
 
 # %% ../../nbs/15_tasks.ipynb #b698749e
-def confusion_scores(counts  # (..., classes, classes + 1)
-    ) -> dict:               # metric -> (...,)
+def confusion_scores(
+    counts,  # (..., classes, classes + 1)
+) -> dict:  # metric -> (...,)
     "Accuracy and macro F1 of confusion matrices"
     import numpy as np
+
     right = np.diagonal(counts[..., :-1], axis1=-2, axis2=-1)
-    size = counts.sum(-1) + counts[..., :-1].sum(-2)          # items plus answers, by class
-    f1 = np.divide(2*right, size, out=np.zeros_like(right), where=size > 0)
+    size = counts.sum(-1) + counts[..., :-1].sum(-2)  # items plus answers, by class
+    f1 = np.divide(2 * right, size, out=np.zeros_like(right), where=size > 0)
     total = np.maximum(counts.sum((-1, -2)), 1)
-    return dict(accuracy=right.sum(-1)/total, macro_f1=f1.sum(-1)/np.maximum((size > 0).sum(-1), 1))
+    return dict(
+        accuracy=right.sum(-1) / total, macro_f1=f1.sum(-1) / np.maximum((size > 0).sum(-1), 1)
+    )
 
 # %% ../../nbs/15_tasks.ipynb #7a8870e4
-def rater_moments(ratings  # one list of numbers per item
-    ):                     # (n, 6): count and sums of x, y, xx, yy, xy
+def rater_moments(
+    ratings,  # one list of numbers per item
+):  # (n, 6): count and sums of x, y, xx, yy, xy
     "Sums of rating x and mean of the others y, per item; items of one rating have none"
     import numpy as np
+
     sums = np.zeros((len(ratings), 6))
     for i, item in enumerate(ratings):
         x = np.asarray(item, float)
         if len(x) > 1:
-            y = (x.sum() - x)/(len(x) - 1)
-            sums[i] = len(x), x.sum(), y.sum(), (x*x).sum(), (y*y).sum(), (x*y).sum()
+            y = (x.sum() - x) / (len(x) - 1)
+            sums[i] = len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()
     return sums
 
-def moment_scores(sums  # (..., 6)
-    ) -> dict:          # metric -> (...,)
+
+def moment_scores(
+    sums,  # (..., 6)
+) -> dict:  # metric -> (...,)
     "Pearson's correlation from sums; 0 where one side is constant"
     import numpy as np
+
     n, x, y, xx, yy, xy = np.moveaxis(np.asarray(sums, float), -1, 0)
-    spread = np.sqrt(np.maximum((n*xx - x*x)*(n*yy - y*y), 0))
-    return dict(pearson=np.divide(n*xy - x*y, spread, out=np.zeros_like(x), where=spread > 1e-9))
+    spread = np.sqrt(np.maximum((n * xx - x * x) * (n * yy - y * y), 0))
+    return dict(
+        pearson=np.divide(n * xy - x * y, spread, out=np.zeros_like(x), where=spread > 1e-9)
+    )
 
 # %% ../../nbs/15_tasks.ipynb #8c3c9708
 def _summed_scores(counts, scores, resamples=500):
     "metric -> (value, standard error over items) of a statistic of sums over items"
     import numpy as np
+
     n, flat = len(counts), counts.reshape(len(counts), -1)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1/n), size=resamples)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
     drawn = scores((weights @ flat).reshape(resamples, *counts.shape[1:]))
     return {m: (float(v), float(drawn[m].std(ddof=1))) for m, v in scores(counts.sum(0)).items()}
 
 # %% ../../nbs/15_tasks.ipynb #cacd7bd8
-def human_scores(task:Task, part:Part) -> dict:  # metric -> dict(value, se, source)
+def human_scores(task: Task, part: Part) -> dict:  # metric -> dict(value, se, source)
     "Human performance on the items of `part`: computed where there are ratings, else as published"
     told = {m: dict(value=v, se=None, source=task.human_source) for m, v in task.human.items()}
     if not part.ratings:
         return told
-    if task.rating_rule == 'sign':
-        source = 'computed: one rater against the mean of the others, same sentences'
-        found = {'accuracy': rater_accuracy(part.ratings)}
+    if task.rating_rule == "sign":
+        source = "computed: one rater against the mean of the others, same sentences"
+        found = {"accuracy": rater_accuracy(part.ratings)}
     else:
-        if task.rating_rule == 'mean':
+        if task.rating_rule == "mean":
             counts, scores = rater_moments(part.ratings), moment_scores
-            others, n = 'mean of the others', counts[:, 0].sum()
+            others, n = "mean of the others", counts[:, 0].sum()
         else:
-            gold = part.labels() if task.rating_rule == 'gold' else None
+            gold = part.labels() if task.rating_rule == "gold" else None
             counts, scores = rater_confusion(part.ratings, len(task.labels), gold), confusion_scores
-            others, n = 'label' if gold else 'majority of the others (ties left out)', counts.sum()
+            others, n = "label" if gold else "majority of the others (ties left out)", counts.sum()
         if n == 0:
             return told
-        source = f'computed: one rater against the {others}, {n:,.0f} ratings of evaluated items'
+        source = f"computed: one rater against the {others}, {n:,.0f} ratings of evaluated items"
         found = _summed_scores(counts, scores)
     computed = {m: dict(value=v, se=se, source=source) for m, (v, se) in found.items()}
     return told | {m: value for m, value in computed.items() if m in task.metrics}
 
 # %% ../../nbs/15_tasks.ipynb #6dc9fd16
-def item_agreement(task:Task, ratings) -> list:   # (n,) in [0, 1], or NaN
+def item_agreement(task: Task, ratings) -> list:  # (n,) in [0, 1], or NaN
     "How far the raters of each item agree, by the task's rule"
     import numpy as np
-    if task.rating_rule == 'sign':
+
+    if task.rating_rule == "sign":
         return rater_agreement(ratings)
     every = [x for item in ratings for x in item]
     span, out = max(max(every, default=0) - min(every, default=0), 1e-9), []
     for item in ratings:
         if len(item) < 2:
-            out.append(float('nan'))
-        elif task.rating_rule == 'mean':
+            out.append(float("nan"))
+        elif task.rating_rule == "mean":
             x = np.asarray(item, float)
-            out.append(float(1 - np.abs(x - (x.sum() - x)/(len(x) - 1)).mean()/span))
+            out.append(float(1 - np.abs(x - (x.sum() - x) / (len(x) - 1)).mean() / span))
         else:
-            agreed = [n/len(chosen) for r, n, chosen in majority_of_others(item) if r in chosen]
-            out.append(sum(agreed)/len(item))
+            agreed = [n / len(chosen) for r, n, chosen in majority_of_others(item) if r in chosen]
+            out.append(sum(agreed) / len(item))
     return out
 
 # %% ../../nbs/15_tasks.ipynb #11a3342d
@@ -835,12 +1025,14 @@ def _data_version(task):
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
     return dataset_version(task.hub, _folder(task))
 
-_DECIDING = ('hub', 'config', 'id', 'train', 'validation', 'text', 'label', 'labels', 'metrics')
 
-def task_version(name:str) -> str:
+_DECIDING = ("hub", "config", "id", "train", "validation", "text", "label", "labels", "metrics")
+
+
+def task_version(name: str) -> str:
     "What is known of a task's data without loading it; of a user's row with what the row decides"
     task = get_task(name)
-    if task.set != 'own':
+    if task.set != "own":
         return _data_version(task)
     facts = [[key, getattr(task, key)] for key in _DECIDING] + [_data_version(task)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -849,16 +1041,18 @@ def task_version(name:str) -> str:
 @dataclass(frozen=True)
 class TaskData:
     "The rows of one run"
+
     task: Task
-    train: list        # of dicts: id, label, and the text columns
-    evals: dict        # suffix -> list of such dicts
-    majority: int | None   # most frequent class in all training rows; None for scores
-    human: dict        # metric -> dict(value, se or None, source); computed or published
-    agreement: dict    # suffix -> agreement of each row's raters in [0, 1]; empty: no ratings
-    sizes: dict        # rows used and available, per split
-    origin: str        # package, mirror, hub or file the rows came from
-    notes: tuple       # what is not complete
-    fingerprint: str   # SHA-256 of the rows in use
+    train: list  # of dicts: id, label, and the text columns
+    evals: dict  # suffix -> list of such dicts
+    majority: int | None  # most frequent class in all training rows; None for scores
+    human: dict  # metric -> dict(value, se or None, source); computed or published
+    agreement: dict  # suffix -> agreement of each row's raters in [0, 1]; empty: no ratings
+    sizes: dict  # rows used and available, per split
+    origin: str  # package, mirror, hub or file the rows came from
+    notes: tuple  # what is not complete
+    fingerprint: str  # SHA-256 of the rows in use
+
 
 def _fingerprint(*splits):
     h = hashlib.sha256()
@@ -866,15 +1060,17 @@ def _fingerprint(*splits):
         h.update(json.dumps([sorted(r.items()) for r in rows]).encode())
     return h.hexdigest()
 
+
 @dataclass(frozen=True)
 class Loaded:
     "All rows of a task, before shares and caps"
-    parts: dict      # split -> `Part`
+
+    parts: dict  # split -> `Part`
     splits: Splits
     origin: str
 
 # %% ../../nbs/15_tasks.ipynb #d581c13d
-def read_task(task:Task) -> Loaded:
+def read_task(task: Task) -> Loaded:
     "All rows of a task from archive, files, mirror or hub"
     extra = ()
     if task.package:
@@ -882,31 +1078,32 @@ def read_task(task:Task) -> Loaded:
         splits = choose_splits(task, list(parts), origin)
     elif task.data:
         parts, extra = _own_parts(task)
-        origin = ', '.join(task.data.values())
+        origin = ", ".join(task.data.values())
         splits = choose_splits(task, list(parts), origin)
     else:
         splits, raw, origin = _hub_columns(task)
         parts = _parts(task, raw)
-    evaluated = parts[splits.evals['']]
+    evaluated = parts[splits.evals[""]]
     if task.ratings and not evaluated.ratings:
         if not task.human:
-            raise refused(task, 'ratings', f'no column {task.ratings!r} in {origin}')
-        extra += (f'no column {task.ratings} in {origin}: human scores as published',)
+            raise refused(task, "ratings", f"no column {task.ratings!r} in {origin}")
+        extra += (f"no column {task.ratings} in {origin}: human scores as published",)
     for split in (splits.train, *splits.evals.values()):
         if not len(parts[split]):
-            raise refused(task, 'train', f'split {split!r} in {origin} has no rows')
+            raise refused(task, "train", f"split {split!r} in {origin} has no rows")
         if (n := len(parts[split])) < (official := task.official.get(split, 0)):
-            extra += (f'{split}: a subset, {n:,} of the official {official:,} rows',)
+            extra += (f"{split}: a subset, {n:,} of the official {official:,} rows",)
     return Loaded(parts, Splits(splits.train, splits.evals, splits.notes + extra), origin)
 
 # %% ../../nbs/15_tasks.ipynb #982143fb
-def load_task(name:str,
-              seed:int=41,          # of the training subset
-              share:float=1.0,      # in (0, 1], of the training rows the cap leaves
-              max_train:int=0,      # cap on training rows; 0: all
-              max_eval:int=0,       # cap on the rows of each evaluation set; 0: all
-              rule:str='nested',    # 'nested' or 'head'
-    ) -> TaskData:
+def load_task(
+    name: str,
+    seed: int = 41,  # of the training subset
+    share: float = 1.0,  # in (0, 1], of the training rows the cap leaves
+    max_train: int = 0,  # cap on training rows; 0: all
+    max_eval: int = 0,  # cap on the rows of each evaluation set; 0: all
+    rule: str = "nested",  # 'nested' or 'head'
+) -> TaskData:
     "Training and evaluation rows of a task"
     task = get_task(name)
     read = read_task(task)
@@ -916,55 +1113,82 @@ def load_task(name:str,
     for suffix, split in splits.evals.items():
         part = read.parts[split]
         evals[suffix] = part.pick(subset(part.labels(), 0, cap=max_eval))
-        sizes |= {f'eval{suffix}': len(evals[suffix]), f'eval{suffix}_available': len(part)}
+        sizes |= {f"eval{suffix}": len(evals[suffix]), f"eval{suffix}_available": len(part)}
     classes = Counter(every.labels())
     majority = max(sorted(classes), key=classes.get) if task.labels else None
     rated = all(part.ratings for part in evals.values())
     agreement = {s: item_agreement(task, p.ratings) for s, p in evals.items()} if rated else {}
     rows = {suffix: part.rows for suffix, part in evals.items()}
-    return TaskData(task, train.rows, rows, majority, human_scores(task, evals['']), agreement,
-                    sizes, read.origin, splits.notes, _fingerprint(train.rows, *rows.values()))
+    return TaskData(
+        task,
+        train.rows,
+        rows,
+        majority,
+        human_scores(task, evals[""]),
+        agreement,
+        sizes,
+        read.origin,
+        splits.notes,
+        _fingerprint(train.rows, *rows.values()),
+    )
 
 # %% ../../nbs/15_tasks.ipynb #fcd699eb
-def check_task(name:str) -> str:
+def check_task(name: str) -> str:
     "Load a task and report it in one line; a `StudyError` says what is wrong"
     data = load_task(name)
-    task, labels = data.task, [r['label'] for r in data.evals['']]
+    task, labels = data.task, [r["label"] for r in data.evals[""]]
     import numpy as np
+
     chance = chance_level(task.metrics[0], np.array(labels), data.majority)
-    scores = f'scores {min(labels):g} to {max(labels):g}'
-    kind = f'{len(task.labels)} classes' if task.labels else scores
+    scores = f"scores {min(labels):g} to {max(labels):g}"
+    kind = f"{len(task.labels)} classes" if task.labels else scores
     human = data.human.get(task.metrics[0])
-    people = f", human {human['value']:.3f}" if human else ''
-    notes = f"; {'; '.join(data.notes)}" if data.notes else ''
-    return (f"{name}: {data.sizes['train_available']:,} rows train, {len(labels):,} validate, "
-            f"{'pairs' if task.pair else 'texts'} with {kind}, {task.metrics[0]}: "
-            f"chance {chance:.3f}{people}; from {data.origin}{notes}")
+    people = f", human {human['value']:.3f}" if human else ""
+    notes = f"; {'; '.join(data.notes)}" if data.notes else ""
+    return (
+        f"{name}: {data.sizes['train_available']:,} rows train, {len(labels):,} validate, "
+        f"{'pairs' if task.pair else 'texts'} with {kind}, {task.metrics[0]}: "
+        f"chance {chance:.3f}{people}; from {data.origin}{notes}"
+    )
 
 # %% ../../nbs/15_tasks.ipynb #1fe0ca09
 def _place(task):
     "Where the data would be read from"
     if task.package:
-        return 'packaged'
+        return "packaged"
     if task.data:
-        return 'file'
+        return "file"
     place = mirrored(task.hub)
-    return 'mirror' if place and ((place/task.config).is_dir() or not _folder(task)) else 'hub'
+    return "mirror" if place and ((place / task.config).is_dir() or not _folder(task)) else "hub"
+
 
 def tasks_overview(names=None):  # of tasks, in this order; all if None. -> DataFrame
     "One row per task: set, kind, metric, chance, human score, sizes, place, licence"
     import pandas as pd
+
     rows = []
     for task in [get_task(name) for name in (TASKS if names is None else names)]:
         main = task.metrics[0]
         human = task.human.get(main)
-        rows.append(dict(
-            name=task.name, set=task.set, category=task.category, group=task.group,
-            pair=task.pair, metric=main, classes=len(task.labels) or None, chance=task.chance,
-            human=human, human_verified=None if human is None else task.human_verified,
-            human_source=None if human is None else task.human_source,
-            train=task.rows.get('train'), validation=task.rows.get('validation'),
-            place=_place(task), licence=task.licence))
+        rows.append(
+            dict(
+                name=task.name,
+                set=task.set,
+                category=task.category,
+                group=task.group,
+                pair=task.pair,
+                metric=main,
+                classes=len(task.labels) or None,
+                chance=task.chance,
+                human=human,
+                human_verified=None if human is None else task.human_verified,
+                human_source=None if human is None else task.human_source,
+                train=task.rows.get("train"),
+                validation=task.rows.get("validation"),
+                place=_place(task),
+                licence=task.licence,
+            )
+        )
     frame = pd.DataFrame(rows)
-    whole = {c: 'Int64' for c in ('classes', 'train', 'validation')}
+    whole = {c: "Int64" for c in ("classes", "train", "validation")}
     return frame.astype(whole | dict(chance=float, human=float)) if rows else frame

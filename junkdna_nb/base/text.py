@@ -17,64 +17,119 @@ from .packages import open_dataset
 from .tasks import editorials
 
 # %% ../../nbs/17_text.ipynb #3f72e1c0
-def _held_out(document): return hashlib.sha256(document.encode()).digest()[0] < 256*0.2
+def _held_out(document):
+    return hashlib.sha256(document.encode()).digest()[0] < 256 * 0.2
+
 
 def _dataset_text(name, part):
-    path, _, rest = name.partition(':')
-    config, _, column = rest.partition(':')
-    try: data, where = open_dataset(path, config or None)
-    except StudyError as e: raise StudyError(f"text {name!r} was found neither as a file, nor in the mirror, nor on the hub ({e}); allowed: 'packaged', a path to a text file, or 'owner/name:configuration:column'") from None
-    split = 'train' if part == 'train' else next((s for s in ('test', 'validation') if s in data), None)
-    column = column or 'text'
-    if split not in data or column not in data[split].column_names: raise StudyError(f"text {name!r} has no column {column!r} in a split for {part}; it has {dict((s, d.column_names) for s, d in data.items())}")
+    path, _, rest = name.partition(":")
+    config, _, column = rest.partition(":")
+    try:
+        data, where = open_dataset(path, config or None)
+    except StudyError as e:
+        raise StudyError(
+            f"text {name!r} was found neither as a file, nor in the mirror, nor on the hub ({e}); allowed: 'packaged', a path to a text file, or 'owner/name:configuration:column'"
+        ) from None
+    split = (
+        "train" if part == "train" else next((s for s in ("test", "validation") if s in data), None)
+    )
+    column = column or "text"
+    if split not in data or column not in data[split].column_names:
+        raise StudyError(
+            f"text {name!r} has no column {column!r} in a split for {part}; it has {dict((s, d.column_names) for s, d in data.items())}"
+        )
     return [t for t in data[split][column] if t.strip()], where
 
-def documents(source:str='packaged',  # 'packaged', a text file, or a data set
-              part:str='train',       # 'train', or 'held_out'
-    ) -> tuple:                       # (list of texts, where they came from)
+
+def documents(
+    source: str = "packaged",  # 'packaged', a text file, or a data set
+    part: str = "train",  # 'train', or 'held_out'
+) -> tuple:  # (list of texts, where they came from)
     "Running text"
-    if part not in ('train', 'held_out'): raise StudyError(f"part={part!r} of a text is unknown (allowed: train, held_out)")
-    if source == 'packaged': return [t for id, t in editorials() if _held_out(id) == (part == 'held_out')], 'editorials of vaderSentiment'
+    if part not in ("train", "held_out"):
+        raise StudyError(f"part={part!r} of a text is unknown (allowed: train, held_out)")
+    if source == "packaged":
+        return [
+            t for id, t in editorials() if _held_out(id) == (part == "held_out")
+        ], "editorials of vaderSentiment"
     if file := find_file(source):
-        try: text = file.read_text(encoding='utf-8')
-        except (OSError, UnicodeDecodeError) as e: raise StudyError(f"text file {source} cannot be read as UTF-8 ({e})") from None
-        texts = [t.strip() for t in text.split('\n\n') if t.strip()]
-        if len(texts) < 5 and part == 'held_out': raise StudyError(f"text file {source} has {len(texts)} documents, too few to hold some out (allowed: at least 5, separated by blank lines)")
-        return [t for t in texts if len(texts) < 5 or _held_out(t) == (part == 'held_out')], f"file {Path(source).name}"
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise StudyError(f"text file {source} cannot be read as UTF-8 ({e})") from None
+        texts = [t.strip() for t in text.split("\n\n") if t.strip()]
+        if len(texts) < 5 and part == "held_out":
+            raise StudyError(
+                f"text file {source} has {len(texts)} documents, too few to hold some out (allowed: at least 5, separated by blank lines)"
+            )
+        return [
+            t for t in texts if len(texts) < 5 or _held_out(t) == (part == "held_out")
+        ], f"file {Path(source).name}"
     return _dataset_text(source, part)
 
 # %% ../../nbs/17_text.ipynb #0ac3c186
 @dataclass(frozen=True)
 class Calibration:
     "Windows of text as token numbers, and where they came from"
-    input_ids: torch.Tensor   # (windows, length) int64
-    provenance: dict          # JSON-ready: source, origin, part, seed, windows, length, sha256
+
+    input_ids: torch.Tensor  # (windows, length) int64
+    provenance: dict  # JSON-ready: source, origin, part, seed, windows, length, sha256
+
 
 def _surroundings(tokenizer):
     "Special tokens that the tokenizer puts before and after a text"
-    e = tokenizer('text', return_special_tokens_mask=True)
-    ids, special = e['input_ids'], e['special_tokens_mask']
+    e = tokenizer("text", return_special_tokens_mask=True)
+    ids, special = e["input_ids"], e["special_tokens_mask"]
     first, last = special.index(0), len(special) - special[::-1].index(0)
     return ids[:first], ids[last:]
 
-def load_text(tokenizer, source:str='packaged', part:str='train',
-              windows:int=32,     # at most so many
-              length:int=512,     # tokens of a window, special tokens included
-              seed:int=0,         # of the order of the documents
-    ) -> Calibration:
+
+def load_text(
+    tokenizer,
+    source: str = "packaged",
+    part: str = "train",
+    windows: int = 32,  # at most so many
+    length: int = 512,  # tokens of a window, special tokens included
+    seed: int = 0,  # of the order of the documents
+) -> Calibration:
     "Windows of equal length from shuffled documents"
-    if length > tokenizer.model_max_length: raise StudyError(f"length={length} of the calibration windows is more than the model can read (allowed: at most {tokenizer.model_max_length})")
+    if length > tokenizer.model_max_length:
+        raise StudyError(
+            f"length={length} of the calibration windows is more than the model can read (allowed: at most {tokenizer.model_max_length})"
+        )
     texts, origin = documents(source, part)
     before, after = _surroundings(tokenizer)
     room = length - len(before) - len(after)
-    if room < 1 or windows < 1: raise StudyError(f"windows={windows} of length={length} hold no text (allowed: windows >= 1, length > {len(before) + len(after)})")
-    between = [tokenizer.eos_token_id] if not (before or after) and tokenizer.eos_token_id is not None else []
+    if room < 1 or windows < 1:
+        raise StudyError(
+            f"windows={windows} of length={length} hold no text (allowed: windows >= 1, length > {len(before) + len(after)})"
+        )
+    between = (
+        [tokenizer.eos_token_id]
+        if not (before or after) and tokenizer.eos_token_id is not None
+        else []
+    )
     stream = []
     for i in np.random.default_rng(seed).permutation(len(texts)):
-        if len(stream) >= windows*room: break
-        stream += tokenizer(texts[i], add_special_tokens=False)['input_ids'] + between
+        if len(stream) >= windows * room:
+            break
+        stream += tokenizer(texts[i], add_special_tokens=False)["input_ids"] + between
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
-    n = min(windows, len(stream)//room)
-    if n == 0 or all(t == unknown or t in between for t in stream): raise StudyError(f"the text {source!r} gives {len(stream)} tokens, not one whole window of usable text (needed: at least {room})")
-    ids = torch.tensor([before + stream[w*room:(w + 1)*room] + after for w in range(n)])
-    return Calibration(ids, dict(source=source if origin[:4] != 'file' else Path(source).name, origin=origin, part=part, seed=seed, windows=n, length=length, sha256=hashlib.sha256(ids.numpy().tobytes()).hexdigest()))
+    n = min(windows, len(stream) // room)
+    if n == 0 or all(t == unknown or t in between for t in stream):
+        raise StudyError(
+            f"the text {source!r} gives {len(stream)} tokens, not one whole window of usable text (needed: at least {room})"
+        )
+    ids = torch.tensor([before + stream[w * room : (w + 1) * room] + after for w in range(n)])
+    return Calibration(
+        ids,
+        dict(
+            source=source if origin[:4] != "file" else Path(source).name,
+            origin=origin,
+            part=part,
+            seed=seed,
+            windows=n,
+            length=length,
+            sha256=hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
+        ),
+    )

@@ -45,7 +45,7 @@ from .warm import THREADS, run_shown
 class Failed(StudyError):
     "A request that was right and did not succeed"
 
-
+# %% ../../nbs/55_cli.ipynb #530e26c1
 def parse_params(
     cls,  # a configuration class
     words,  # of the form name=value
@@ -62,7 +62,7 @@ def parse_params(
     config = cls.make(**given)
     return config, {name: getattr(config, name) for name in given}
 
-# %% ../../nbs/55_cli.ipynb #009ce01f
+# %% ../../nbs/55_cli.ipynb #dd2f4092
 def run(
     experiment: str,  # name of the notebook, e.g. 02_glue
     params: Param(
@@ -85,7 +85,7 @@ def run(
     files = f"{stem}.ipynb (notebook), .json (record), .parquet (items), .png (figure)"
     print("", *closing_lines(record), f"files:  {files}", sep="\n")
 
-# %% ../../nbs/55_cli.ipynb #cf591e74
+# %% ../../nbs/55_cli.ipynb #763c35db
 def only_usable(
     points: list,  # of `Point`
 ) -> tuple:  # (points kept, points left out)
@@ -96,14 +96,14 @@ def only_usable(
     kept = [p for p in points if p.config.experiment != "02_glue" or p.config.task in good]
     return kept, [p for p in points if p not in kept]
 
-
+# %% ../../nbs/55_cli.ipynb #a832c3d0
 def _table(rows, most=40):
     "Rows (name -> text) as aligned columns"
     shown = tabulate(rows[:most], headers="keys", tablefmt="plain", disable_numparse=True)
     more = f"\n... and {len(rows) - most} more" if len(rows) > most else ""
     return re.sub(r" +$", "", shown, flags=re.M) + more
 
-
+# %% ../../nbs/55_cli.ipynb #a5d0ec73
 def _duration(seconds):
     "A length of time in the unit that suits it"
     if seconds is None:
@@ -113,7 +113,7 @@ def _duration(seconds):
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 3600:.1f} h"
 
-# %% ../../nbs/55_cli.ipynb #b218fc29
+# %% ../../nbs/55_cli.ipynb #e611daae
 def _needs(resources, scheduler) -> dict:
     "What a run needs of its worker, from words NAME=NUMBER"
     needs = {}
@@ -126,7 +126,7 @@ def _needs(resources, scheduler) -> dict:
         raise StudyError("resources need a cluster whose workers offer them (give --scheduler)")
     return needs
 
-
+# %% ../../nbs/55_cli.ipynb #7dfeb48c
 def _check_options(keep, memory, **sizes):
     "Refuse options of a sweep that are out of range"
     if keep not in ("notebooks", "failed", "none"):
@@ -138,7 +138,7 @@ def _check_options(keep, memory, **sizes):
     if not memory > 0:
         raise StudyError(f"memory={memory} is out of range (allowed: more than 0)")
 
-# %% ../../nbs/55_cli.ipynb #f2d179a4
+# %% ../../nbs/55_cli.ipynb #51ce2ee9
 def _notes(merged, left_out, todo, rest) -> list:
     "What is to be said of a plan"
     baselines = sum(t.place.startswith("baseline") for t in todo)
@@ -155,14 +155,14 @@ def _notes(merged, left_out, todo, rest) -> list:
     }
     return [text for text, is_so in told.items() if is_so]
 
-
+# %% ../../nbs/55_cli.ipynb #81a1f604
 def _print_plan(grid, points, todo, rest, notes):
     "Say what is done and what is to do"
     done = sum(t.state == "done" for t in rest)
     more = f" ({'; '.join(notes)})" if notes else ""
     print(f"{grid}: {len(points)} points, {done} done, {len(todo)} to run{more}")
 
-# %% ../../nbs/55_cli.ipynb #10fb58ed
+# %% ../../nbs/55_cli.ipynb #3e60c3e7
 def _print_runs(todo, rest):
     "List the runs of a plan"
     rows = []
@@ -173,7 +173,7 @@ def _print_runs(todo, rest):
         rows.append(row | {"from": t.place})
     print(_table(rows, most=200))
 
-
+# %% ../../nbs/55_cli.ipynb #7394e944
 def _print_estimate(todo, slots):
     "Say how long the runs may take; `slots` is None on a cluster"
     known = [t.seconds for t in todo if t.seconds]
@@ -185,8 +185,12 @@ def _print_estimate(todo, slots):
     missing = f"; {unlike} runs have no similar record" if unlike else ""
     print(f"estimate: {_duration(total)} of work{at_a_time}{missing}")
 
-# %% ../../nbs/55_cli.ipynb #68c8d1ac
+# %% ../../nbs/55_cli.ipynb #b376cbe7
 _FIXED = "kernel", "imports", "open", "load", "figures", "other"
+
+
+def _median_of(timed, part):
+    return statistics.median(t[part] for t in timed)
 
 
 def _print_summary(result, planned):
@@ -199,7 +203,7 @@ def _print_summary(result, planned):
     timed = [o["times"] for _, o in result.outcomes if o.get("times")]
     if not timed:
         return
-    fixed = {k: statistics.median(t[k] for t in timed) for k in _FIXED}
+    fixed = {k: _median_of(timed, k) for k in _FIXED}
     parts = ", ".join(f"{k} {v:.1f}" for k, v in fixed.items())
     overhead = f"{result.overhead:.0%} of {result.slots} x {_duration(result.wall)}"
     print(
@@ -209,7 +213,7 @@ def _print_summary(result, planned):
     size = sum(o["bytes"] for _, o in result.outcomes) / 1e6
     print(f"notebooks: {size:.2f} MB under {relative(runs_dir())}")
 
-
+# %% ../../nbs/55_cli.ipynb #5e38c813
 def _conclude(result, planned):
     "End the command as the sweep has ended"
     missing = planned - result.counts["ok"] - result.counts["found"]
@@ -222,7 +226,7 @@ def _conclude(result, planned):
         again = "the same command tries them again (junkdna runs status=failed tells why)"
         raise Failed(f"{missing} of {planned} runs are missing; {again}")
 
-# %% ../../nbs/55_cli.ipynb #dad48c49
+# %% ../../nbs/55_cli.ipynb #29a46f9d
 def sweep(
     grid: str,  # a YAML file, e.g. nbs/configs/smoke.yaml
     dry_run: bool = False,  # show the plan and an estimate of the time, run nothing
@@ -260,7 +264,7 @@ def sweep(
         _print_summary(result, len(todo))
         _conclude(result, len(todo))
 
-# %% ../../nbs/55_cli.ipynb #bcafd7bc
+# %% ../../nbs/55_cli.ipynb #cffe7f31
 def _wanted(filters) -> tuple:
     "(experiment or None, name -> value) of filters"
     wanted, experiment = {}, None
@@ -276,7 +280,7 @@ def _wanted(filters) -> tuple:
         raise unknown("status", wanted["status"], ("ok", "failed"))
     return experiment, wanted
 
-
+# %% ../../nbs/55_cli.ipynb #af05389a
 def find_runs(
     filters=(),  # words name=value; a bare word is an experiment
 ):  # DataFrame as `load_runs` gives it
@@ -293,7 +297,7 @@ def find_runs(
         found = found[same | (pd.to_numeric(found[name], errors="coerce") == number)]
     return found
 
-# %% ../../nbs/55_cli.ipynb #8d702ee1
+# %% ../../nbs/55_cli.ipynb #88ed02ca
 def _age(created):
     "How long ago, in the unit that suits it"
     seconds = time.time() - datetime.fromisoformat(created).timestamp()
@@ -303,7 +307,7 @@ def _age(created):
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86400:.0f} d"
 
-
+# %% ../../nbs/55_cli.ipynb #c2f2b8f8
 def _how(r) -> dict:
     "Mode, method and amount of a row of `load_runs`"
     mode, method = (r.get(k) if isinstance(r.get(k), str) else "" for k in ("mode", "method"))
@@ -317,14 +321,14 @@ def _how(r) -> dict:
         amount = f"{r['sparsity']:g}"
     return dict(mode=mode, method=method, amount=amount)
 
-# %% ../../nbs/55_cli.ipynb #c1041fe9
+# %% ../../nbs/55_cli.ipynb #43ed65de
 def _some(row, form, *names):
     "Numbers of a row as text; a dash where the first is missing"
     values = [row[n] for n in names]
     missing = values[0] is None or values[0] != values[0]
     return "-" if missing else form.format(*values)
 
-
+# %% ../../nbs/55_cli.ipynb #b6b0e854
 def _listed(r) -> dict:
     "A row of `load_runs` as it is listed"
     about = {k: r[k] for k in ("experiment", "task", "model")} | _how(r)
@@ -336,12 +340,12 @@ def _listed(r) -> dict:
     about |= dict(status=r["status"], age=_age(r["created"]), arithmetic=r["arithmetic"] or "-")
     return about | dict(of=r["of"], digest=r["digest"])
 
-
+# %% ../../nbs/55_cli.ipynb #1f4b61d5
 def _places():
     "Where records are looked for, for messages"
     return " and ".join(str(relative(folder)) for _, folder in record_places())
 
-# %% ../../nbs/55_cli.ipynb #13bf9b85
+# %% ../../nbs/55_cli.ipynb #fd21e281
 def runs(
     filters: Param(
         "an experiment and name=value pairs, e.g. 02_glue task=movie status=failed",
@@ -367,7 +371,7 @@ def runs(
             print(f"{r['digest']} failed: {str(r['error'])[:200]}")
         print(f"{len(found)} records" + (f", {len(failed)} failed" if len(failed) else ""))
 
-# %% ../../nbs/55_cli.ipynb #c1542b86
+# %% ../../nbs/55_cli.ipynb #ba69650a
 def _with_digest(digest) -> list:
     "Files of records whose digest begins so: own ones first, then the study's"
     if not re.fullmatch(r"[0-9a-f]{3,12}", digest):
@@ -382,7 +386,7 @@ def _is_ours(r):
     "Is a record in the arithmetic its run would have on this machine?"
     return arithmetic_of(r) == machine_precision(r["config"].get("precision", "auto"))
 
-
+# %% ../../nbs/55_cli.ipynb #5fb16e0e
 def find_digest(digest: str) -> dict:  # a record
     "Find the record whose digest begins so"
     found = _with_digest(digest)
@@ -400,7 +404,7 @@ def find_digest(digest: str) -> dict:  # a record
         raise error
     return min(good, key=lambda r: (r["status"] != "ok", not _is_ours(r)))  # the first of equals
 
-# %% ../../nbs/55_cli.ipynb #d6bae327
+# %% ../../nbs/55_cli.ipynb #6b36ee57
 def _flat(d, *names):
     "The plain values of a dictionary, as text; of some names, if given"
     told = {k: d[k] for k in names if d.get(k)} if names else d
@@ -413,7 +417,7 @@ def _print_machine(env):
     versions = _flat(env.get("versions", {}), "torch", "transformers")
     print("machine:", made_on, "|", versions, "|", _flat(env.get("code", {})))
 
-
+# %% ../../nbs/55_cli.ipynb #a44e387c
 def _print_files(r):
     "Name the files of a record, and other records of its configuration"
     path = Path(r["path"])
@@ -423,7 +427,7 @@ def _print_files(r):
     files = sorted(path.parent.glob(f"{r['name']}.*"))
     print("files:", ", ".join(f"{relative(p)} ({p.stat().st_size / 1e3:.0f} kB)" for p in files))
 
-
+# %% ../../nbs/55_cli.ipynb #8f6422da
 def show(
     digest: str,  # its first digits, as `junkdna runs` shows them
 ):
@@ -444,7 +448,7 @@ def show(
     _print_machine(r["environment"])
     _print_files(r)
 
-# %% ../../nbs/55_cli.ipynb #46cd4317
+# %% ../../nbs/55_cli.ipynb #d5182b60
 @dataclass(frozen=True)
 class _Leftover:
     "A file that nothing refers to"
@@ -452,7 +456,7 @@ class _Leftover:
     path: Path
     why: str
 
-
+# %% ../../nbs/55_cli.ipynb #a1057e28
 def _known(base) -> dict:
     "Beginning of the path -> record, of every record; {} of one that cannot be read"
     known = {}
@@ -462,7 +466,7 @@ def _known(base) -> dict:
             known[path.with_suffix("")] = load_record(path)
     return known
 
-
+# %% ../../nbs/55_cli.ipynb #dbdc2400
 def _stem(path):
     "The path of the record that a file would belong to, without its suffix"
     for end in (".failed.ipynb", ".dynamics.parquet"):
@@ -470,7 +474,7 @@ def _stem(path):
             return path.with_name(path.name.removesuffix(end))
     return path.with_suffix("")
 
-
+# %% ../../nbs/55_cli.ipynb #fc6b5397
 def _unneeded(path, known) -> str:
     "Why a file is not needed; empty if it is"
     stem = _stem(path)
@@ -481,7 +485,7 @@ def _unneeded(path, known) -> str:
     later = path.with_name(f"{stem.name}.ipynb")
     return "a later run has succeeded" if superseded and later.exists() else ""
 
-# %% ../../nbs/55_cli.ipynb #86872be0
+# %% ../../nbs/55_cli.ipynb #98de8542
 def _leftovers(base) -> list:
     "`_Leftover`s under a folder of records"
     known, found = _known(base), []
@@ -495,14 +499,14 @@ def _leftovers(base) -> list:
                 found.append(_Leftover(path, why))
     return found + [_Leftover(path, "a lock nobody holds") for path in unheld()]
 
-
+# %% ../../nbs/55_cli.ipynb #4c49e9b9
 def _agreed():
     "Does the person at the terminal agree?"
     if not sys.stdin.isatty():
         return False
     return input("remove them? [y/N] ").strip().lower() in ("y", "yes")
 
-
+# %% ../../nbs/55_cli.ipynb #a05d242d
 def clean(
     yes: bool = False,  # do not ask
 ):
@@ -529,7 +533,7 @@ def clean(
     unheld(remove=True)
     print("removed")
 
-# %% ../../nbs/55_cli.ipynb #aa7a5ae1
+# %% ../../nbs/55_cli.ipynb #cd135601
 def paired_difference(
     both,  # DataFrame, one row an item, with columns of then (_old) and now (_new)
     metric: str,
@@ -546,7 +550,7 @@ def paired_difference(
     difference = scores.combine([-1, 1])
     return float(difference.values[0]), float(difference.se[0])
 
-# %% ../../nbs/55_cli.ipynb #085b9fe9
+# %% ../../nbs/55_cli.ipynb #b1752fd8
 def _scored(when, r):
     "The score of a record, and with what it was made"
     found, made = r["metrics"][r["metric"]], r["environment"]
@@ -558,7 +562,7 @@ def _evaluated(items):
     "Items of the validation set, where others were answered too"
     return items[items["set"] == "validation"] if "set" in items else items
 
-
+# %% ../../nbs/55_cli.ipynb #c74e93bd
 def compare(
     old: dict,  # a record
     new: dict,  # another of the same configuration
@@ -582,7 +586,7 @@ def compare(
     verdict = "agrees" if agrees else "does not agree"
     return [_scored("then:  ", old), _scored("now:   ", new), f"result: {told}: {verdict}"], agrees
 
-# %% ../../nbs/55_cli.ipynb #95a86347
+# %% ../../nbs/55_cli.ipynb #248e86b9
 def _same_place(old, config):
     "Refuse to compare with a record of other data or another model"
     if old["status"] != "ok":
@@ -591,7 +595,7 @@ def _same_place(old, config):
         here = f"other data or another model than are found here ({config.sources()})"
         raise StudyError(f"{old['name']} was made with {here}; is JUNKDNA_MIRROR set as it was?")
 
-
+# %% ../../nbs/55_cli.ipynb #dd4528b2
 def rerun(
     digest: str,  # its first digits, as `junkdna runs` shows them
     minutes: float = 0,  # time limit; 0: none
@@ -618,7 +622,7 @@ def rerun(
     if not agrees:
         raise Failed("the record is not reproduced")
 
-# %% ../../nbs/55_cli.ipynb #1a8ba16b
+# %% ../../nbs/55_cli.ipynb #b43ae99a
 def _decimals(x):
     return "-" if x is None or x != x else f"{x:.2f}"
 
@@ -631,7 +635,7 @@ def _task_row(r, task) -> dict:
     row["source"] = task.hub or task.package or "file"
     return dict(task=r["name"]) | row | dict(licence=r["licence"] or "not stated")
 
-
+# %% ../../nbs/55_cli.ipynb #a8f61b96
 def tasks(
     check: str = "",  # load this task really, and say what it is
 ):
@@ -646,7 +650,7 @@ def tasks(
     own = "JUNKDNA_TASKS=file.yaml adds your own; junkdna tasks --check NAME loads one"
     print(f"{len(table)} tasks; {own}")
 
-# %% ../../nbs/55_cli.ipynb #4aee87d1
+# %% ../../nbs/55_cli.ipynb #1682e041
 def usable(
     model: str = "minilm",  # whose dense runs
     mine: bool = False,  # one's own records as well as the study's
@@ -668,7 +672,7 @@ def usable(
         command = "junkdna sweep nbs/configs/confirmatory.yaml --block dense"
         print(f"{len(missing)} tasks without dense runs; run: {command}")
 
-
+# %% ../../nbs/55_cli.ipynb #92000651
 def freeze(
     write: bool = False,  # freeze what there is now
 ):
@@ -683,7 +687,7 @@ def freeze(
         where = "changed without an entry under Deviations in nbs/01_protocol.ipynb"
         raise Failed(f"{', '.join(open_)}: {where}")
 
-# %% ../../nbs/55_cli.ipynb #6aabf3fa
+# %% ../../nbs/55_cli.ipynb #03bc2345
 def verdict(
     mine: bool = False,  # one's own records as well as the study's
 ):
@@ -697,7 +701,7 @@ def verdict(
     for note in sorted({*new.notes, *old.notes}):
         print(f"note: {note}")
 
-
+# %% ../../nbs/55_cli.ipynb #4941a6a8
 def show_claim(
     name: str,  # such as C2, or 'C3 values'
     old: bool = False,  # on the tasks that had been seen before
@@ -712,7 +716,7 @@ def show_claim(
     rows = judge(Study(old=old, mine=mine))
     print(claim_report(next(r for r in rows if r.claim.name == wanted.name)))
 
-
+# %% ../../nbs/55_cli.ipynb #9ba16c68
 def appendix(
     site: str = "",  # folder to write; site/ of the project if not given
 ):
@@ -725,7 +729,7 @@ def appendix(
     size = sum(p.stat().st_size for p in files) / 1e6
     print(f"{pages} pages, {size:.1f} MB; open {relative(index)}")
 
-# %% ../../nbs/55_cli.ipynb #e96c986e
+# %% ../../nbs/55_cli.ipynb #1b6a357c
 COMMANDS = dict(run=run, sweep=sweep, runs=runs, show=show, rerun=rerun, clean=clean, tasks=tasks)
 COMMANDS |= dict(usable=usable, claim=show_claim, verdict=verdict, freeze=freeze, appendix=appendix)
 _PLACES = [f"JUNKDNA_{name}" for name in ("ROOT", "RUNS", "STUDY", "CACHE", "MIRROR")]
@@ -740,7 +744,7 @@ def _underscores(word):
     "An option with underscores in its name"
     return re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word)
 
-
+# %% ../../nbs/55_cli.ipynb #a58726eb
 def _do(name, words):
     "Read the options of a command, and carry it out"
     if name not in COMMANDS:
@@ -752,7 +756,7 @@ def _do(name, words):
     given = vars(parser.parse_args([_underscores(w) for w in words]))
     COMMANDS[name](**{k: v for k, v in given.items() if k not in ("pdb", "xtra")})
 
-# %% ../../nbs/55_cli.ipynb #222b657e
+# %% ../../nbs/55_cli.ipynb #36375e44
 def main(argv=None) -> int:  # exit status
     "The `junkdna` command"
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -44,7 +44,7 @@ def _loader(path):
     except (UnicodeDecodeError, yaml.YAMLError):
         raise StudyError(f"{path}: not a text file of YAML") from None
 
-
+# %% ../../nbs/52_grid.ipynb #7d93ac7e
 def _root(path, loader):
     "The root node of a YAML file"
     try:
@@ -56,7 +56,7 @@ def _root(path, loader):
         line = mark.line + 1 if mark else 1
         raise StudyError(f"{path}:{line}: not YAML: {getattr(e, 'problem', e)}") from None
 
-# %% ../../nbs/52_grid.ipynb #05b18017
+# %% ../../nbs/52_grid.ipynb #d1a519b5
 class _Document:
     "A YAML file, read node by node"
 
@@ -73,7 +73,7 @@ class _Document:
         "Raise `StudyError` at a node"
         raise StudyError(f"{self.at(node)}: {message}")
 
-# %% ../../nbs/52_grid.ipynb #da626214
+# %% ../../nbs/52_grid.ipynb #ae571bee
 @patch
 def value(self: _Document, node):
     "The value of a node"
@@ -82,7 +82,7 @@ def value(self: _Document, node):
     except (yaml.YAMLError, ValueError, KeyError, OverflowError, IndexError, AttributeError) as e:
         self.fail(node, f"cannot be read: {getattr(e, 'problem', e)}")
 
-
+# %% ../../nbs/52_grid.ipynb #da8c40cb
 @patch
 def sequence(self: _Document, node, what) -> list:
     "The nodes of a list that is not empty"
@@ -92,7 +92,7 @@ def sequence(self: _Document, node, what) -> list:
         self.fail(node, f"{what} is empty")
     return node.value
 
-# %% ../../nbs/52_grid.ipynb #4bebc9ae
+# %% ../../nbs/52_grid.ipynb #9772edec
 @patch
 def mapping(self: _Document, node, what, allowed=None) -> dict:
     "name -> node of a mapping; `allowed` names its keys"
@@ -111,7 +111,7 @@ def mapping(self: _Document, node, what, allowed=None) -> dict:
         found[name] = content
     return found
 
-# %% ../../nbs/52_grid.ipynb #f3bd2081
+# %% ../../nbs/52_grid.ipynb #43d1f902
 _KEYS = ("experiment", "fixed", "cross", "zip", "exclude")
 
 
@@ -123,7 +123,7 @@ class _Value:
     value: object
     node: object
 
-
+# %% ../../nbs/52_grid.ipynb #c8cee4f9
 @dataclass
 class _Block:
     "A block while it is read"
@@ -140,7 +140,7 @@ class _Block:
         "parameter -> default"
         return {f.name: f.default for f in dataclasses.fields(self.cls)}
 
-# %% ../../nbs/52_grid.ipynb #723e57b7
+# %% ../../nbs/52_grid.ipynb #905803a5
 def _experiment(document, node):
     "The configuration class that a block names"
     asked = document.value(node)
@@ -155,7 +155,7 @@ def _experiment(document, node):
     except StudyError as e:
         document.fail(node, str(e))
 
-
+# %% ../../nbs/52_grid.ipynb #077eb067
 def _open_block(document, name, node):
     "A block with its experiment"
     what = f"block {name!r}"
@@ -164,7 +164,7 @@ def _open_block(document, name, node):
         document.fail(node, f"{what} names no experiment")
     return _Block(document, name, node, keys, _experiment(document, keys["experiment"]))
 
-# %% ../../nbs/52_grid.ipynb #462b74e8
+# %% ../../nbs/52_grid.ipynb #3ae81a16
 @patch
 def check_name(self: _Block, parameter, node):
     "Refuse a parameter that the experiment does not have"
@@ -173,7 +173,7 @@ def check_name(self: _Block, parameter, node):
         hint = f"{nearest(parameter, known)} (allowed: {', '.join(known)})"
         self.document.fail(node, f"unknown parameter {parameter!r} of {self.cls.experiment}{hint}")
 
-
+# %% ../../nbs/52_grid.ipynb #39e204ed
 @patch
 def give(self: _Block, parameter, node):
     "Note that a parameter is given; it may be once"
@@ -182,7 +182,7 @@ def give(self: _Block, parameter, node):
         self.document.fail(node, f"{parameter} is given twice in block {self.name!r}")
     self.given.add(parameter)
 
-# %% ../../nbs/52_grid.ipynb #1b2edd90
+# %% ../../nbs/52_grid.ipynb #8c174881
 @patch
 def check_calibration(self: _Block, value, node):
     "Refuse calibration text that another machine would not find"
@@ -196,7 +196,7 @@ def check_calibration(self: _Block, value, node):
         allowed = "allowed: packaged, a text file, owner/name:configuration:column"
         self.document.fail(node, f"{said} is no file of the project ({allowed})")
 
-
+# %% ../../nbs/52_grid.ipynb #fa12ee0b
 @patch
 def value(self: _Block, parameter, node) -> _Value:
     "The single value of a parameter"
@@ -207,13 +207,13 @@ def value(self: _Block, parameter, node) -> _Value:
         self.check_calibration(value, node)
     return _Value(parameter, value, node)
 
-# %% ../../nbs/52_grid.ipynb #cc86683d
+# %% ../../nbs/52_grid.ipynb #813fea78
 @patch
 def section(self: _Block, key) -> dict:
     "name -> node of one of the block's mappings; empty where it is not there"
     return self.document.mapping(self.keys[key], repr(key)) if key in self.keys else {}
 
-
+# %% ../../nbs/52_grid.ipynb #e7e38b1f
 @patch
 def refuse_repeats(self: _Block, rows):
     "Refuse a row that is listed twice"
@@ -225,7 +225,7 @@ def refuse_repeats(self: _Block, rows):
             self.document.fail(row[0].node, f"{said} is listed twice")
         seen.append(given)
 
-# %% ../../nbs/52_grid.ipynb #19c6d933
+# %% ../../nbs/52_grid.ipynb #54f63058
 @patch
 def fixed(self: _Block) -> list:
     "An axis of one row for every fixed parameter"
@@ -235,7 +235,7 @@ def fixed(self: _Block) -> list:
         axes.append([[self.value(parameter, node)]])
     return axes
 
-
+# %% ../../nbs/52_grid.ipynb #53d24850
 @patch
 def crossed(self: _Block) -> list:
     "An axis for every crossed parameter"
@@ -247,7 +247,7 @@ def crossed(self: _Block) -> list:
         axes.append(rows)
     return axes
 
-# %% ../../nbs/52_grid.ipynb #d2f44971
+# %% ../../nbs/52_grid.ipynb #a59f2935
 @patch
 def together(self: _Block, group) -> list:
     "The axis of one `zip`: lists of equal length"
@@ -265,7 +265,7 @@ def together(self: _Block, group) -> list:
     self.refuse_repeats(rows)
     return rows
 
-
+# %% ../../nbs/52_grid.ipynb #576bc378
 @patch
 def zipped(self: _Block) -> list:
     "An axis for every group of lists that go together"
@@ -274,7 +274,7 @@ def zipped(self: _Block) -> list:
     node = self.keys["zip"]
     return [self.together(g) for g in (node.value if node.id == "sequence" else [node])]
 
-# %% ../../nbs/52_grid.ipynb #03288792
+# %% ../../nbs/52_grid.ipynb #b774d272
 @dataclass
 class _Exclusion:
     "Combinations that a block leaves out"
@@ -286,7 +286,7 @@ class _Exclusion:
     def excludes(self, told):
         return all(told[parameter] in values for parameter, values in self.values.items())
 
-
+# %% ../../nbs/52_grid.ipynb #ffbf5270
 @patch
 def plain(self: _Block, parameter, value):
     "A value as it is compared: numbers as floats"
@@ -295,14 +295,14 @@ def plain(self: _Block, parameter, value):
             return float(value)
     return value
 
-# %% ../../nbs/52_grid.ipynb #96dee9e1
+# %% ../../nbs/52_grid.ipynb #468f33b0
 @patch
 def excluded(self: _Block, parameter, node) -> list:
     "The values that one line of an exclusion names"
     nodes = self.document.sequence(node, parameter) if node.id == "sequence" else [node]
     return [self.plain(parameter, self.value(parameter, n).value) for n in nodes]
 
-
+# %% ../../nbs/52_grid.ipynb #e2f4df69
 @patch
 def exclusions(self: _Block) -> list:
     "`_Exclusion`s of a block"
@@ -319,7 +319,7 @@ def exclusions(self: _Block) -> list:
         found.append(_Exclusion(node, values))
     return found
 
-# %% ../../nbs/52_grid.ipynb #9a14000b
+# %% ../../nbs/52_grid.ipynb #05b04eee
 @patch
 def is_excluded(self: _Block, exclusions, params) -> bool:
     "Is a combination left out? Every exclusion that says so counts it"
@@ -329,7 +329,7 @@ def is_excluded(self: _Block, exclusions, params) -> bool:
         x.hits.update((parameter, told[parameter]) for parameter in x.values)
     return bool(hit)
 
-
+# %% ../../nbs/52_grid.ipynb #dea23bf6
 @patch
 def refuse_unused(self: _Block, exclusion):
     "Refuse an exclusion of which a value excludes no point"
@@ -343,14 +343,14 @@ def refuse_unused(self: _Block, exclusion):
     message = f"this exclusion excludes no point of block {self.name!r}{which}"
     self.document.fail(exclusion.node, message)
 
-# %% ../../nbs/52_grid.ipynb #5e33a106
+# %% ../../nbs/52_grid.ipynb #de9b6a6f
 def _blamed(error, chosen):
     "The chosen value that an error names first, or None"
     words = str(error).replace("=", " ").split()
     named = [v for v in chosen if v.parameter in words]
     return min(named, key=lambda v: words.index(v.parameter), default=None)
 
-
+# %% ../../nbs/52_grid.ipynb #dbb549bd
 @patch
 def point(self: _Block, chosen, params) -> Point:
     "A validated point of chosen values"
@@ -363,7 +363,7 @@ def point(self: _Block, chosen, params) -> Point:
     typed = {p: getattr(config, p) for p in params}
     return Point(config, typed, self.name, self.document.at(self.node))
 
-
+# %% ../../nbs/52_grid.ipynb #ded2a3c1
 @patch
 def points(self: _Block):
     "Yield the points of a block"
@@ -377,7 +377,7 @@ def points(self: _Block):
     for exclusion in exclusions:
         self.refuse_unused(exclusion)
 
-# %% ../../nbs/52_grid.ipynb #56bff8d8
+# %% ../../nbs/52_grid.ipynb #bd743aca
 def _wanted_blocks(path, blocks, found):
     "Names of the blocks that are asked for; all, if none is"
     asked = [b.strip() for b in blocks.split(",")]
@@ -388,7 +388,7 @@ def _wanted_blocks(path, blocks, found):
             raise StudyError(f"{path}: unknown block {name!r}{hint}")
     return wanted
 
-
+# %% ../../nbs/52_grid.ipynb #b650cfe6
 def read_grid(
     path,  # of a YAML file
     blocks: str = "",  # only these, separated by commas
@@ -412,7 +412,7 @@ def read_grid(
         merged.setdefault((p.config.experiment, p.config.digest), p)
     return list(merged.values()), len(points) - len(merged)
 
-# %% ../../nbs/52_grid.ipynb #732a1b2e
+# %% ../../nbs/52_grid.ipynb #363286d4
 @dataclass
 class Task:
     "A planned run"
@@ -428,7 +428,7 @@ class Task:
     record: dict | None = field(default=None, repr=False)
     precision: str | None = None  # arithmetic of the machines that run it; None: of this one
 
-# %% ../../nbs/52_grid.ipynb #69e6f275
+# %% ../../nbs/52_grid.ipynb #0bb144a2
 def _recorded(experiment):
     "digest -> paths of its records: own ones first, then the study's"
     found = {}
@@ -437,7 +437,7 @@ def _recorded(experiment):
             found.setdefault(path.name[-17:-5], []).append(path)
     return found
 
-
+# %% ../../nbs/52_grid.ipynb #40bfb06b
 def _state(paths, precision):
     "(state, record) of a run in one arithmetic"
     found = "missing", None
@@ -453,7 +453,7 @@ def _state(paths, precision):
             found = "failed", record
     return found
 
-# %% ../../nbs/52_grid.ipynb #4a026c3f
+# %% ../../nbs/52_grid.ipynb #150fa946
 def _precision(config, machine):
     "Arithmetic of a run on a machine where precision='auto' comes to `machine`"
     asked = getattr(config, "precision", "auto")
@@ -464,7 +464,7 @@ def _is_stale(record):
     "Was a record made by other code than today's?"
     return record["environment"].get("code", {}).get("fingerprint") != code_version()
 
-
+# %% ../../nbs/52_grid.ipynb #10657d39
 def _task(config, params, place, recorded, machine):
     "A run and what is known of it"
     task = Task(config, params, place, precision=_precision(config, machine))
@@ -473,7 +473,7 @@ def _task(config, params, place, recorded, machine):
         task.stale = task.state == "done" and _is_stale(task.record)
     return task
 
-# %% ../../nbs/52_grid.ipynb #ce27a869
+# %% ../../nbs/52_grid.ipynb #8cf75fb7
 def _is_wanted(task, force, only):
     "Is a point to be run?"
     if only == "stale":
@@ -487,21 +487,21 @@ def _other_torch(record):
     made_with = record["environment"].get("versions", {}).get("torch")
     return made_with not in (None, metadata.version("torch"))
 
-
+# %% ../../nbs/52_grid.ipynb #1c15cc7c
 def _is_due(baseline, force, only):
     "Is a baseline to be run before the points that need it?"
     if force or baseline.state != "done" or _other_torch(baseline.record):
         return True
     return only == "stale" and baseline.stale
 
-# %% ../../nbs/52_grid.ipynb #c89a2ef9
+# %% ../../nbs/52_grid.ipynb #3d9a50ee
 def _changed(config):
     "Parameters of a configuration that are not at their defaults"
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     return {name: v for name, v in values.items() if v != defaults[name]}
 
-
+# %% ../../nbs/52_grid.ipynb #d3e25246
 def make_plan(
     points: list,  # of `Point`
     force: bool = False,  # run what is done as well
@@ -511,7 +511,8 @@ def make_plan(
     "Say what is done and what is to do"
     if only not in ("", "failed", "stale"):
         raise unknown("only", only, ("failed", "stale"))
-    recorded = {e: _recorded(e) for e in {p.config.experiment for p in points}}
+    experiments = {p.config.experiment for p in points}
+    recorded = {e: _recorded(e) for e in experiments}
     tasks = {}
     for p in points:
         key = (p.config.experiment, p.config.digest)
@@ -533,7 +534,7 @@ def make_plan(
     first = sorted(todo.values(), key=lambda t: -t.needed)
     return first, [t for key, t in tasks.items() if key not in todo]
 
-# %% ../../nbs/52_grid.ipynb #ece59cfc
+# %% ../../nbs/52_grid.ipynb #4fb1b78c
 _COSTLY = dict(model=8, task=4, max_length=2, recipe=2, options=2, passages=2, shots=2, style=2)
 _COSTLY |= dict(method=1, mode=1, batch_size=1)
 _STARTING = 1.5  # seconds that a record does not know of
@@ -548,13 +549,13 @@ def _work(config):
     trained = min(config.max_train or official, official)
     return config.epochs * config.data_share * trained + 0.3 * evaluated
 
-
+# %% ../../nbs/52_grid.ipynb #3454fb82
 def _alike(a, b):
     "How much two configurations have in common of what costs time"
     weights = [w for k, w in _COSTLY.items() if getattr(a, k, None) == getattr(b, k, None)]
     return sum(weights)
 
-# %% ../../nbs/52_grid.ipynb #ebae5309
+# %% ../../nbs/52_grid.ipynb #87b317b9
 @dataclass(frozen=True)
 class _Past:
     "A run that was made"
@@ -562,7 +563,7 @@ class _Past:
     config: Config
     seconds: float
 
-
+# %% ../../nbs/52_grid.ipynb #e16f6a18
 def _made(experiment):
     "`_Past` of every good record of an experiment"
     made = []
@@ -575,7 +576,7 @@ def _made(experiment):
             made.append(_Past(get_experiment(experiment).make(**record["config"]), spent))
     return made
 
-
+# %% ../../nbs/52_grid.ipynb #b41fd257
 def _expected(config, past):
     "Seconds of a run, from the past ones most alike; None if there is none of its model"
     similar = [p for p in past if p.config.model == config.model]
@@ -585,7 +586,7 @@ def _expected(config, past):
     nearest_ones = [p for p in similar if _alike(p.config, config) == most]
     return statistics.median(p.seconds * _work(config) / _work(p.config) for p in nearest_ones)
 
-# %% ../../nbs/52_grid.ipynb #8ba45d1f
+# %% ../../nbs/52_grid.ipynb #28a0fe31
 def estimate(tasks: list):  # of `Task`; fills their `seconds`
     "Estimate the seconds of each run from records of similar ones"
     past, known = {}, {}

@@ -14,9 +14,9 @@ from ..base.storage import project_root, study_dir, write_atomic
 
 # %% ../../nbs/54_site.ipynb #77c1044c
 # executed notebooks beside records link to names that notebooks had then
-MOVED = {'00b_tasks.ipynb': '15_tasks.ipynb'}
+MOVED = {"00b_tasks.ipynb": "15_tasks.ipynb"}
 
-CSS = '''
+CSS = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 60rem; padding: 0 1rem 4rem; font: 16px/1.55 system-ui, sans-serif; color: #1c1c1c; background: #fff; overflow-wrap: break-word; }
 nav { display: flex; gap: 1rem; justify-content: space-between; padding: .7rem 0; border-bottom: 1px solid #ccc; font-size: .9rem; }
@@ -35,77 +35,157 @@ th, td { border: 1px solid #ddd; padding: .25rem .5rem; text-align: left; vertic
 math[display=block] { overflow-x: auto; }
 .contents { columns: 22rem; padding-left: 1.2rem; } .contents li { break-inside: avoid; margin-bottom: .3rem; }
 .contents span { color: #555; }
-'''
+"""
 
-PAGE = '''<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} - {site}</title><link rel="stylesheet" href="style.css"></head>
 <body><nav><a href="{before}">{before_title}</a><a href="index.html">contents</a><a href="{after}">{after_title}</a></nav>
 <main>{body}</main></body></html>
-'''
+"""
+
 
 def _formulas(text):
     "TeX between dollars in HTML as MathML; code is left alone, and so is what cannot be read"
     from latex2mathml.converter import convert
-    def drawn(m):
-        try: return convert(html.unescape(m[2] or m[3]), display='block' if m[2] else 'inline')
-        except Exception: return m[0]
-    pieces = re.split(r'(<pre.*?</pre>|<code.*?</code>)', text, flags=re.S)
-    return ''.join(p if i % 2 else re.sub(r'(\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?![\d$]))', drawn, p, flags=re.S) for i, p in enumerate(pieces))
 
-def about(nb) -> tuple:   # (title, what it is about)
+    def drawn(m):
+        try:
+            return convert(html.unescape(m[2] or m[3]), display="block" if m[2] else "inline")
+        except Exception:
+            return m[0]
+
+    pieces = re.split(r"(<pre.*?</pre>|<code.*?</code>)", text, flags=re.S)
+    return "".join(
+        p
+        if i % 2
+        else re.sub(r"(\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?![\d$]))", drawn, p, flags=re.S)
+        for i, p in enumerate(pieces)
+    )
+
+
+def about(nb) -> tuple:  # (title, what it is about)
     "The first heading and the quotation under it"
-    text = next((c.source for c in nb.cells if c.cell_type == 'markdown'), '')
-    found = re.match(r'#\s+(.+?)\s*$(?:\s*^>\s*(.+?)\s*$)?', text, flags=re.M)
-    return (found[1], found[2] or '') if found else ('untitled', '')
+    text = next((c.source for c in nb.cells if c.cell_type == "markdown"), "")
+    found = re.match(r"#\s+(.+?)\s*$(?:\s*^>\s*(.+?)\s*$)?", text, flags=re.M)
+    return (found[1], found[2] or "") if found else ("untitled", "")
+
 
 def _body(nb, pages, path):
     "A notebook's cells as HTML with links to other pages, and the files it links to; `pages`: name of a notebook -> page"
     from nbconvert import HTMLExporter
-    exporter = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True)
+
+    exporter = HTMLExporter(
+        template_name="basic",
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        embed_images=True,
+    )
     nb = type(nb)(nb)
-    nb.cells = [c for c in nb.cells if not (c.cell_type == 'code' and re.match(r'#\|\s*(hide|default_exp)\b', c.source)) and c.source.strip()]
+    nb.cells = [
+        c
+        for c in nb.cells
+        if not (c.cell_type == "code" and re.match(r"#\|\s*(hide|default_exp)\b", c.source))
+        and c.source.strip()
+    ]
     text, _ = exporter.from_notebook_node(nb, resources=dict(metadata=dict(path=str(path.parent))))
     files = {}
+
     def linked(m):
-        name, _, part = m[2].partition('#')
-        if re.match(r'[a-z]+:', name) or not name: return m[0]
+        name, _, part = m[2].partition("#")
+        if re.match(r"[a-z]+:", name) or not name:
+            return m[0]
         base = MOVED.get(Path(name).name, Path(name).name)
         if base not in pages:
-            files[base] = path.parent/name
-            if not files[base].is_file(): raise StudyError(f"{path.name} links to {name!r}, which is neither a notebook nor a file")
+            files[base] = path.parent / name
+            if not files[base].is_file():
+                raise StudyError(
+                    f"{path.name} links to {name!r}, which is neither a notebook nor a file"
+                )
         return f'{m[1]}"{pages.get(base) or "files/" + base}{"#" + part if part else ""}"'
+
     return _formulas(re.sub(r'(<a\b[^>]*?\bhref=)"([^"]+)"', linked, text)), files
 
 # %% ../../nbs/54_site.ipynb #653efb30
-GROUPS = {'Results': '0[7-9]', 'Experiments': '0[2-6]', 'The package': '0[01]|[1-5]', 'Executed runs': ''}   # of the contents: beginnings of names
+GROUPS = {
+    "Results": "0[7-9]",
+    "Experiments": "0[2-6]",
+    "The package": "0[01]|[1-5]",
+    "Executed runs": "",
+}  # of the contents: beginnings of names
 
-def build(site=None,   # folder to write; `site/` of the project if not given
-    ) -> Path:         # of the contents page
+
+def build(
+    site=None,  # folder to write; `site/` of the project if not given
+) -> Path:  # of the contents page
     "Render the notebooks, and the executed ones beside the study's records, as a static site"
     import nbformat
     from pygments.formatters import HtmlFormatter
-    root, site = project_root(), Path(site or project_root()/'site')
-    sources = [root/'nbs'/'index.ipynb', *sorted(p for p in (root/'nbs').glob('*.ipynb') if p.name != 'index.ipynb'), *sorted(p for p in study_dir().glob('*/*.ipynb') if not p.name.startswith('.') and '.failed.' not in p.name)]
-    pages = {p.name: f'{p.stem}.html' for p in sources}
+
+    root, site = project_root(), Path(site or project_root() / "site")
+    sources = [
+        root / "nbs" / "index.ipynb",
+        *sorted(p for p in (root / "nbs").glob("*.ipynb") if p.name != "index.ipynb"),
+        *sorted(
+            p
+            for p in study_dir().glob("*/*.ipynb")
+            if not p.name.startswith(".") and ".failed." not in p.name
+        ),
+    ]
+    pages = {p.name: f"{p.stem}.html" for p in sources}
     notebooks = {p: nbformat.read(p, 4) for p in sources}
     titles = {p: about(nb) for p, nb in notebooks.items()}
     runs = [p for p in sources if p.parent.parent == study_dir()]
-    for p in runs: titles[p] = (p.stem, f'an executed {p.parent.name}')
-    tmp = site.with_name(f'.tmp-{site.name}')
+    for p in runs:
+        titles[p] = (p.stem, f"an executed {p.parent.name}")
+    tmp = site.with_name(f".tmp-{site.name}")
     shutil.rmtree(tmp, ignore_errors=True)
-    (tmp/'files').mkdir(parents=True)
+    (tmp / "files").mkdir(parents=True)
     for i, p in enumerate(sources):
         body, files = _body(notebooks[p], pages, p)
-        for name, file in files.items(): shutil.copy2(file, tmp/'files'/name)
-        if p.name == 'index.ipynb':
-            item = lambda q: f'<li><a href="{pages[q.name]}">{html.escape(titles[q][0])}</a> <span>{html.escape(titles[q][1])}</span></li>'
-            groups = [(title, [q for q in sources[1:] if (q in runs) == (title == 'Executed runs') and (q in runs or re.match(first, q.name))]) for title, first in GROUPS.items()]
-            lists = ''.join(f'<h3>{title}</h3><ul class="contents">{"".join(map(item, found))}</ul>' for title, found in groups if found)
-            body = re.sub(r'(</h1>)', lambda m: f'{m[1]}<h2>Contents</h2>{lists}', body, count=1)
-        near = lambda j: (pages[sources[j].name], html.escape(titles[sources[j]][0])) if 0 <= j < len(sources) else ('#', '')
+        for name, file in files.items():
+            shutil.copy2(file, tmp / "files" / name)
+        if p.name == "index.ipynb":
+            item = lambda q: (
+                f'<li><a href="{pages[q.name]}">{html.escape(titles[q][0])}</a> <span>{html.escape(titles[q][1])}</span></li>'
+            )
+            groups = [
+                (
+                    title,
+                    [
+                        q
+                        for q in sources[1:]
+                        if (q in runs) == (title == "Executed runs")
+                        and (q in runs or re.match(first, q.name))
+                    ],
+                )
+                for title, first in GROUPS.items()
+            ]
+            lists = "".join(
+                f'<h3>{title}</h3><ul class="contents">{"".join(map(item, found))}</ul>'
+                for title, found in groups
+                if found
+            )
+            body = re.sub(r"(</h1>)", lambda m: f"{m[1]}<h2>Contents</h2>{lists}", body, count=1)
+        near = lambda j: (
+            (pages[sources[j].name], html.escape(titles[sources[j]][0]))
+            if 0 <= j < len(sources)
+            else ("#", "")
+        )
         (before, before_title), (after, after_title) = near(i - 1), near(i + 1)
-        (tmp/pages[p.name]).write_text(PAGE.format(title=html.escape(titles[p][0]), site='junkdna_nb', before=before, before_title=before_title, after=after, after_title=after_title, body=body))
-    (tmp/'style.css').write_text(CSS + HtmlFormatter(style='friendly').get_style_defs('.highlight'))
+        (tmp / pages[p.name]).write_text(
+            PAGE.format(
+                title=html.escape(titles[p][0]),
+                site="junkdna_nb",
+                before=before,
+                before_title=before_title,
+                after=after,
+                after_title=after_title,
+                body=body,
+            )
+        )
+    (tmp / "style.css").write_text(
+        CSS + HtmlFormatter(style="friendly").get_style_defs(".highlight")
+    )
     shutil.rmtree(site, ignore_errors=True)
     tmp.rename(site)
-    return site/'index.html'
+    return site / "index.html"

@@ -47,7 +47,7 @@ def gpus() -> list:
     found = Path("/proc/driver/nvidia/gpus").glob("*")
     return [str(i) for i, _ in enumerate(found)]
 
-
+# %% ../../nbs/53_sweep.ipynb #e00b2122
 def _free_memory():
     "GB that are free; None where the system does not say"
     with contextlib.suppress(OSError):
@@ -55,7 +55,7 @@ def _free_memory():
             if line.startswith("MemAvailable"):
                 return int(line.split()[1]) / 1e6
 
-
+# %% ../../nbs/53_sweep.ipynb #0d2ffa9d
 def machine(
     jobs: int = 0,  # runs at a time; 0: what fits
     threads: int = 0,  # of each run; 0: its share of the cores
@@ -68,7 +68,7 @@ def machine(
     jobs = jobs or max(1, min(fits, int(room / memory)))
     return jobs, threads or max(1, cores // jobs)
 
-# %% ../../nbs/53_sweep.ipynb #e844bc11
+# %% ../../nbs/53_sweep.ipynb #9baa6fdb
 _DASK = {"distributed.scheduler.allowed-failures": 3, "logging.distributed": "critical"}
 _DASK |= {
     f"distributed.worker.memory.{k}": False for k in ("spill", "target", "pause", "terminate")
@@ -88,7 +88,7 @@ def _environment(**variables):
             os.environ.pop(name, None)
         os.environ.update(before)
 
-
+# %% ../../nbs/53_sweep.ipynb #b53a992e
 def _worker(index, devices):
     "How the worker of one slot is started"
     from distributed import Nanny
@@ -97,7 +97,7 @@ def _worker(index, devices):
     options = dict(nthreads=1, memory_limit=0, dashboard=False, preload=[_DEAF], env=env)
     return dict(cls=Nanny, options=options)
 
-# %% ../../nbs/53_sweep.ipynb #22223fb3
+# %% ../../nbs/53_sweep.ipynb #f127571e
 @contextlib.contextmanager
 def _cluster(jobs, dashboard):
     "A scheduler and its workers on this machine, as separate processes"
@@ -117,7 +117,7 @@ def _cluster(jobs, dashboard):
     ):
         yield cluster
 
-# %% ../../nbs/53_sweep.ipynb #f3b943ff
+# %% ../../nbs/53_sweep.ipynb #f1e4a61c
 def _client(scheduler):
     "A connection to a running cluster that has workers"
     from distributed import Client
@@ -133,13 +133,13 @@ def _client(scheduler):
         raise StudyError(f"the scheduler at {scheduler} has no workers; start some with: {start}")
     return client
 
-
+# %% ../../nbs/53_sweep.ipynb #ca42313c
 def _offers(worker, resources):
     "Has a worker what each run needs?"
     has = worker.get("resources", {})
     return all(has.get(name, 0) >= amount for name, amount in (resources or {}).items())
 
-# %% ../../nbs/53_sweep.ipynb #e7b6c4be
+# %% ../../nbs/53_sweep.ipynb #2774e034
 def cluster_precision(
     scheduler: str,  # address
     resources: dict = None,  # what each run needs of a worker, e.g. dict(GPU=1)
@@ -158,7 +158,7 @@ def cluster_precision(
         )
     return found[0]
 
-# %% ../../nbs/53_sweep.ipynb #2a862391
+# %% ../../nbs/53_sweep.ipynb #5b467823
 _GIVEN_UP = "cancelled", "released", "forgotten"
 
 
@@ -166,7 +166,7 @@ def _not_run(status, error):
     "The outcome of a run that was not begun"
     return dict(status=status, error=error, line="", times=None, bytes=0)
 
-
+# %% ../../nbs/53_sweep.ipynb #9a665922
 def _refused(request, baseline, address):
     "The outcome of a request that this worker cannot fulfil; None if it can"
     if not (runs_dir() / ".locks" / request["token"]).is_file():
@@ -181,13 +181,13 @@ def _refused(request, baseline, address):
             record_failure(config, error)
     return _not_run(baseline["status"], error)
 
-
+# %% ../../nbs/53_sweep.ipynb #7099ed84
 def _share(slots, address):
     "Threads of a run: its share of the cores of its machine"
     host = address.split("//")[-1].rsplit(":", 1)[0]
     return max(1, len(os.sched_getaffinity(0)) // slots.get(host, 1))
 
-# %% ../../nbs/53_sweep.ipynb #cd7b7460
+# %% ../../nbs/53_sweep.ipynb #c2feffc4
 def _on_worker(request, baseline=None):
     "Do one run on a Dask worker; returns its outcome"
     from distributed import get_worker
@@ -210,7 +210,7 @@ def _on_worker(request, baseline=None):
     outcome = run_isolated(dict(request, threads=threads), tell, unwanted)
     return dict(outcome, worker=worker.address, threads=threads)
 
-
+# %% ../../nbs/53_sweep.ipynb #ec48455c
 def _probe(token, folder, code):
     "On a worker: why it is of no use, or nothing"
     if not (Path(folder) / ".locks" / token).is_file():
@@ -218,11 +218,11 @@ def _probe(token, folder, code):
     records.code_version.cache_clear()
     return "" if records.code_version() == code else "has other code"
 
-# %% ../../nbs/53_sweep.ipynb #edb1a8f3
+# %% ../../nbs/53_sweep.ipynb #dbba23e3
 def _clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
-
+# %% ../../nbs/53_sweep.ipynb #23d6a38d
 class _Line:
     "What a sweep shows while it runs"
 
@@ -244,7 +244,7 @@ class _Line:
         expected = sum(t.seconds or statistics.mean(known) for t in tasks)
         return scale * expected / max(1, self.jobs)
 
-# %% ../../nbs/53_sweep.ipynb #482d2142
+# %% ../../nbs/53_sweep.ipynb #e67f4911
 @patch
 def status(self: _Line, tasks) -> str:
     "The line: counts, time, and what ended last"
@@ -256,7 +256,7 @@ def status(self: _Line, tasks) -> str:
     last = f" | {self.last}" if self.last else ""
     return f"{counts} | {self.elapsed()}{until}{last}"
 
-
+# %% ../../nbs/53_sweep.ipynb #5cd86eca
 @patch
 def draw(self: _Line, tasks):
     "Redraw the line in a terminal"
@@ -264,7 +264,7 @@ def draw(self: _Line, tasks):
         width = shutil.get_terminal_size().columns - 1
         print("\r\x1b[K" + self.status(tasks)[:width], end="", flush=True)
 
-
+# %% ../../nbs/53_sweep.ipynb #11cbb27a
 @patch
 def say(self: _Line, text):
     "Print a line that stays"
@@ -272,7 +272,7 @@ def say(self: _Line, text):
         print("\r\x1b[K", end="")
     print(text, flush=True)
 
-# %% ../../nbs/53_sweep.ipynb #76d1d7b1
+# %% ../../nbs/53_sweep.ipynb #f326ccc3
 @patch
 def finished(self: _Line, task, outcome, tasks):
     "Tell how a run has ended; `tasks` are those left"
@@ -292,7 +292,7 @@ def finished(self: _Line, task, outcome, tasks):
         self.say(f"[{sum(self.count.values())}/{self.total}, {self.elapsed()}] {self.last}")
     self.draw(tasks)
 
-# %% ../../nbs/53_sweep.ipynb #d94a5d47
+# %% ../../nbs/53_sweep.ipynb #62b5f2e9
 @dataclass
 class Summary:
     "How a sweep ended"
@@ -313,7 +313,7 @@ class Summary:
         "Share of the slots' time that was not net work of a run"
         return 1 - self.net / (self.wall * self.slots)
 
-
+# %% ../../nbs/53_sweep.ipynb #c8ede620
 @dataclass
 class _Sweep:
     "A sweep while it runs"
@@ -336,7 +336,7 @@ class _Sweep:
     def left(self):
         return [t for _, t in self.open.values()]
 
-# %% ../../nbs/53_sweep.ipynb #08d9f220
+# %% ../../nbs/53_sweep.ipynb #b883a5c9
 @patch
 def submit(self: _Sweep, task, priority, patient):
     "Hand a run to the cluster; low priorities come first"
@@ -356,7 +356,7 @@ def submit(self: _Sweep, task, priority, patient):
     future.add_done_callback(lambda f: self.events.put(("done", f.key)))
     return future
 
-
+# %% ../../nbs/53_sweep.ipynb #c034cc68
 @patch
 def start(self: _Sweep):
     "Submit all runs"
@@ -366,7 +366,7 @@ def start(self: _Sweep):
         key = (t.config.experiment, t.config.digest)
         self.futures[key] = self.submit(t, priority, t.needed > 0)
 
-# %% ../../nbs/53_sweep.ipynb #f8bab8d1
+# %% ../../nbs/53_sweep.ipynb #907cddd3
 @patch
 def interrupt(self: _Sweep) -> bool:
     "Answer Ctrl-C; is the sweep over?"
@@ -383,7 +383,7 @@ def interrupt(self: _Sweep) -> bool:
     self.line.say(f"stopping: {on}" if self.open else "stopping")
     return False
 
-# %% ../../nbs/53_sweep.ipynb #063b894a
+# %% ../../nbs/53_sweep.ipynb #18a3cc53
 def _outcome(future, task):
     "What came back of a run, or why nothing did"
     from distributed.scheduler import KilledWorker
@@ -400,7 +400,7 @@ def _outcome(future, task):
         record_failure(task.config, error, precision=task.precision)
     return _not_run("failed", error)
 
-
+# %% ../../nbs/53_sweep.ipynb #089cd216
 @patch
 def bring_in(self: _Sweep, key) -> bool:
     "Take the outcome of a future that is done; is the sweep over?"
@@ -423,7 +423,7 @@ def bring_in(self: _Sweep, key) -> bool:
     self.line.finished(task, outcome, self.left)
     return False
 
-# %% ../../nbs/53_sweep.ipynb #a8da6bee
+# %% ../../nbs/53_sweep.ipynb #22fdd62c
 @patch
 def handle(self: _Sweep, kind, what) -> bool:
     "Answer one event; is the sweep over?"
@@ -435,7 +435,7 @@ def handle(self: _Sweep, kind, what) -> bool:
         return self.bring_in(what)
     return False
 
-
+# %% ../../nbs/53_sweep.ipynb #789d788e
 @patch
 def follow(self: _Sweep) -> Summary:
     "Submit the runs and follow them to their end"
@@ -457,7 +457,7 @@ def follow(self: _Sweep) -> Summary:
     wall, count = time.monotonic() - begun, self.line.count
     return Summary(count, wall, self.slots, self.outcomes, bool(self.interrupts), self.lost)
 
-# %% ../../nbs/53_sweep.ipynb #a9cfd970
+# %% ../../nbs/53_sweep.ipynb #e870bef7
 @dataclass
 class _Workers:
     "The workers that a sweep uses"
@@ -470,7 +470,7 @@ class _Workers:
 def _asked(resources, form):
     return form.join(f"{k}={v:g}" for k, v in resources.items())
 
-
+# %% ../../nbs/53_sweep.ipynb #8b272591
 def _choose_workers(client, scheduler, resources, token):
     "The workers that can be used"
     workers = client.scheduler_info(n_workers=-1)["workers"]
@@ -493,7 +493,7 @@ def _choose_workers(client, scheduler, resources, token):
         per_host[workers[address]["host"]] += workers[address]["nthreads"]
     return _Workers(sum(per_host.values()), dict(per_host), good if useless else None)
 
-# %% ../../nbs/53_sweep.ipynb #4dd40fc4
+# %% ../../nbs/53_sweep.ipynb #f6967481
 def _places():
     "Variables that name the places of this machine"
     named = ("JUNKDNA_CACHE", "JUNKDNA_MIRROR")
@@ -504,7 +504,7 @@ def _places():
     places["JUNKDNA_STUDY"] = str(study_dir().resolve())
     return places
 
-
+# %% ../../nbs/53_sweep.ipynb #96ae7bd3
 @contextlib.contextmanager
 def _prepared(tasks, token):
     "Folders that can be written, free of what a killed sweep has left"
@@ -521,7 +521,7 @@ def _prepared(tasks, token):
         for folder in folders:
             remove_stale(folder)
 
-
+# %% ../../nbs/53_sweep.ipynb #c05f083a
 @contextlib.contextmanager
 def _interrupts(events):
     "Ctrl-C as an event; from the start, to be answered when there is something to stop"
@@ -534,7 +534,7 @@ def _interrupts(events):
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../../nbs/53_sweep.ipynb #231e411b
+# %% ../../nbs/53_sweep.ipynb #826b70f3
 @contextlib.contextmanager
 def _connected(scheduler, jobs, dashboard):
     "A client of a running cluster, or of one of our own"
@@ -548,13 +548,13 @@ def _connected(scheduler, jobs, dashboard):
         client.wait_for_workers(jobs, timeout=120)
         yield client
 
-
+# %% ../../nbs/53_sweep.ipynb #075fbe6d
 def _headline(runs, slots, threads):
     "The first line of a sweep"
     each = f" of {threads} threads" if threads > 1 else " of 1 thread"
     return f"{runs} runs on {slots} slot{'s' if slots > 1 else ''}{each if threads else ''}"
 
-# %% ../../nbs/53_sweep.ipynb #df979982
+# %% ../../nbs/53_sweep.ipynb #a1db6620
 def run_tasks(
     tasks: list,  # of `Task`, baselines first
     jobs: int = 0,  # as in `machine`
