@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from junkdna_nb.base.config import StudyError
 from junkdna_nb.base.experiments import GlueConfig
 from junkdna_nb.base.records import (
+    _fingerprint,
+    code_version,
     find_record,
     load_items,
     load_record,
@@ -294,3 +297,60 @@ def test_abandoned_locks_are_told_from_trials_of_the_folder(runs):
     with hold(folder / "held"):
         assert [p.name for p in unheld(remove=True)] == ["abandoned"]
         assert sorted(p.name for p in folder.iterdir()) == [".tmp-probe-1", "held"]
+
+
+CHANGES = [
+    ("compression/pruning.py", True),
+    ("base/tasks.py", True),
+    ("transfer/modes.py", True),
+    ("decoding/scoring.py", True),
+]
+CHANGES += [
+    (f, False)
+    for f in (
+        "evidence/claims.py",
+        "evidence/plots.py",
+        "machinery/site.py",
+        "machinery/cli.py",
+        "decoding/harness.py",
+    )
+]
+
+
+@pytest.mark.parametrize("module, counts", CHANGES)
+def test_code_version_follows_what_can_change_a_result(tmp_path, module, counts):
+    "A statement of evidence, machinery or the harness leaves it; a comment always does"
+    package = tmp_path / "junkdna_nb"
+    shutil.copytree(
+        project_root() / "junkdna_nb", package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    assert _fingerprint(package) == code_version()
+    changed = package / module
+    changed.write_text(changed.read_text() + "\n# a comment\n")
+    assert _fingerprint(package) == code_version()
+    changed.write_text(changed.read_text() + "\nCHANGED = True\n")
+    assert (_fingerprint(package) != code_version()) == counts
+
+
+def answer(code):
+    "What a new process prints"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_record_reads_the_same_when_only_records_is_imported(runs):
+    "Fields that an experiment got later are there, at their defaults"
+    record = run_recorded(GlueConfig(), _work)
+    later = {"steps", "input_share", "probabilities"}
+    config = {k: v for k, v in record["config"].items() if k not in later}
+    path = Path(record["path"])
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
+    code = "import json; from junkdna_nb.base.records import load_record; "
+    read = json.loads(answer(f"{code}print(json.dumps(load_record({str(path)!r})['config']))"))
+    assert read == record["config"] and len(config) == len(read) - len(later)
+
+
+def test_records_are_imported_without_the_experiments():
+    "The register of experiments is filled by them; what lies below knows their names only"
+    loaded = "[m for m in sys.modules if m.endswith(('.experiments', '.models', '.tasks'))]"
+    assert answer(f"import sys; import junkdna_nb.base.records; print({loaded})") == "[]"

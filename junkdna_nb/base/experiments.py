@@ -7,8 +7,7 @@ __all__ = ['MODES', 'RECIPES', 'GRANULARITY_NAMES', 'METHOD_GRANULARITIES', 'MET
            'SCORE_NAMES', 'TEMPLATES', 'Compressed', 'GlueConfig', 'DecoderConfig', 'OptionsConfig', 'ContextConfig',
            'ShotsConfig', 'FormatConfig', 'get_experiment', 'closing_lines']
 
-# %% ../../nbs/18_experiments.ipynb #54ecf623
-import dataclasses
+# %% ../../nbs/18_experiments.ipynb #53484efa
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -502,7 +502,7 @@ def _mode_callback(config, model, newly_initialized, bench):
     if config.pattern == "nm":
         target = dict(n_kept=config.n_kept, m_group=config.m_group)
     else:
-        target = dict(sparsity=config.sparsity, granularity=config.per)
+        target = dict(sparsity=config.sparsity, granularity=config.resolved_granularity)
     masks = make_masks(
         model,
         config.method,
