@@ -1,4 +1,4 @@
-"Descriptive results against values by hand, a real model, and the committed records; figures that do not change."
+"Descriptive results against values by hand, a real model and the committed records."
 
 import re
 import subprocess
@@ -270,7 +270,8 @@ save(verdict_figure(rows), "verdicts", folder)
 save(harder_figure([harder(Population("old", study, rows))]), "difficulty", folder)
 save(keep_figure(keep_limits(study, 200)), "keep", folder)
 save(forest(average([task_effect(t, terms, "signal") for t in tasks])), "forest", folder)
-save(drop_curves(task_curves([(t.name, [("sparse", t, "sparse", "")]) for t in tasks])), "drops", folder)
+groups = [(t.name, [("sparse", t, "sparse", "")]) for t in tasks]
+save(drop_curves(task_curves(groups)), "drops", folder)
 """
 
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['METRICS', 'METRIC_NEEDS', 'SETS', 'RATING_RULES', 'PACKAGE_NAMES', 'KEYS', 'TASKS', 'Task', 'chance_level',
            'bootstrap_se', 'score', 'refused', 'check_keys', 'check_task_row', 'make_task', 'read_tasks', 'get_task',
-           'editorials', 'Part', 'class_numbers', 'answers', 'Splits', 'choose_splits', 'own_file', 'read_own',
-           'nested_order', 'subset', 'rater_agreement', 'rater_accuracy', 'majority_of_others', 'rater_confusion',
-           'confusion_scores', 'rater_moments', 'moment_scores', 'human_scores', 'item_agreement', 'task_version',
-           'TaskData', 'Loaded', 'read_task', 'load_task', 'check_task', 'tasks_overview']
+           'editorials', 'Part', 'class_numbers', 'answers', 'Splits', 'Loaded', 'choose_splits', 'own_file',
+           'read_own', 'nested_order', 'subset', 'rater_agreement', 'rater_accuracy', 'majority_of_others',
+           'rater_confusion', 'confusion_scores', 'rater_moments', 'moment_scores', 'human_scores', 'item_agreement',
+           'task_version', 'TaskData', 'read_task', 'load_task', 'check_task', 'tasks_overview']
 
 # %% ../../nbs/15_tasks.ipynb #1cd47c3f
 import csv
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -41,7 +41,7 @@ from .storage import find_file, project_root, sha256_file
 # %% ../../nbs/15_tasks.ipynb #6f2fde53
 @dataclass(frozen=True)
 class Task:
-    "One row of the table of tasks"
+    "Describe one task: a row of the table"
 
     name: str
     category: str = "own"  # kind of question
@@ -80,16 +80,16 @@ def pair(self: Task) -> bool:
 
 @patch(as_prop=True)
 def source(self: Task) -> str:
-    "Short name of where the data come from: 'glue', 'vader', 'evals', 'file', ..."
+    "Name briefly where the data come from: 'glue', 'vader', 'evals', 'file', ..."
     return self.package or ("file" if self.data else self.hub.split("/")[-1])
 
 
 @patch(as_prop=True)
 def key(self: Task) -> str:
-    "Configuration of the data set, or file inside the archive"
+    "Name the configuration of the data set, or the file inside the archive"
     return self.member or self.config
 
-
+# %% ../../nbs/15_tasks.ipynb #c5824903
 @patch(as_prop=True)
 def evals(self: Task) -> tuple:
     "(suffix of the metric's name, split of first choice) of each evaluation set"
@@ -109,7 +109,7 @@ def _f1(y, p):
 
     return float(f1_score(y, p, zero_division=0))
 
-
+# %% ../../nbs/15_tasks.ipynb #2836cbec
 def _macro_f1(y, p):
     import numpy as np
 
@@ -138,7 +138,7 @@ def _spearman(y, p):
 
     return 0.0 if _constant(y) or _constant(p) else float(spearmanr(y, p).statistic)
 
-
+# %% ../../nbs/15_tasks.ipynb #c5869d20
 METRICS = dict(
     accuracy=_accuracy,
     f1=_f1,
@@ -148,6 +148,7 @@ METRICS = dict(
     spearman=_spearman,
 )
 
+# %% ../../nbs/15_tasks.ipynb #02a61fd8
 METRIC_NEEDS = dict(
     accuracy="classes",
     f1="two classes",
@@ -163,7 +164,7 @@ def chance_level(
     labels,  # (n,) gold labels of the evaluated items
     majority=None,  # most frequent class of the training data
 ) -> float:
-    "The score of a constant answer chosen without the evaluation labels"
+    "Score a constant answer chosen without the evaluation labels"
     import numpy as np
 
     if metric == "accuracy":
@@ -181,7 +182,7 @@ def bootstrap_se(
     *samples,  # arrays of equal length, resampled together
     resamples=500,
 ) -> float:
-    "Standard error of a statistic over resampled items"
+    "Estimate the standard error of a statistic over resampled items"
     from scipy.stats import bootstrap
 
     if len(samples[0]) < 2:
@@ -205,7 +206,7 @@ def score(
     suffix: str = "",  # '_mismatched' for MNLI's second set
     majority=None,  # most frequent class of the training data
 ) -> dict:  # metric name -> value, se, n, chance, human
-    "All metrics of a task on one evaluation set"
+    "Compute all metrics of a task on one evaluation set"
     out, n = {}, len(labels)
     for m in task.metrics:
         value = METRICS[m](labels, predictions)
@@ -229,7 +230,7 @@ PACKAGE_NAMES = ("vader", "evals")
 
 
 def refused(task: Task, key: str, why: str) -> StudyError:
-    "The error that names file, row and key"
+    "Build the error that names file, row and key"
     return StudyError(f"{Path(task.file).name or 'tasks'}: task {task.name!r}, {key}: {why}")
 
 # %% ../../nbs/15_tasks.ipynb #34485ddc
@@ -251,7 +252,7 @@ def _is_table_of(kind):
 
     return fits
 
-
+# %% ../../nbs/15_tasks.ipynb #77d0e0c5
 def _is_labels(x):
     if not isinstance(x, list) or len(x) < 2 or len({str(name) for name in x}) < len(x):
         return False
@@ -272,9 +273,9 @@ _ONE_OF = dict(set=SETS, rating_rule=RATING_RULES, package=PACKAGE_NAMES)
 def _kinds():
     "Key -> (does a value fit?, what is allowed)"
     names = "category group hub config member id label human_source ratings licence note"
-    kinds = {key: (_is_text, "a text") for key in names.split()}
+    kinds = dict.fromkeys(names.split(), (_is_text, "a text"))
     kinds |= {key: (choices.__contains__, ", ".join(choices)) for key, choices in _ONE_OF.items()}
-    kinds |= {key: (_is_texts, "a text or a list of texts") for key in ("text", "train", "metric")}
+    kinds |= dict.fromkeys(("text", "train", "metric"), (_is_texts, "a text or a list of texts"))
     counts = (_is_table_of(_is_number), "name: number")
     return kinds | dict(
         validation=(_is_splits, "a split, a list of splits, or suffix: split"),
@@ -287,7 +288,7 @@ def _kinds():
         chance=(_is_number, "a number"),
     )
 
-
+# %% ../../nbs/15_tasks.ipynb #e45460cd
 KEYS = _kinds()
 
 # %% ../../nbs/15_tasks.ipynb #570cb846
@@ -317,7 +318,7 @@ def _answer_kind(task):
         return "two classes"
     return "classes" if task.labels else "scores"
 
-
+# %% ../../nbs/15_tasks.ipynb #721a883c
 def _check_metrics(task):
     kind = _answer_kind(task)
     for m in task.metrics:
@@ -333,7 +334,7 @@ def _check_metrics(task):
                 f"{m!r} needs {METRIC_NEEDS[m]} and the row has {number} "
                 f"(allowed: {', '.join(fit)})",
             )
-    known = {m + suffix for m in task.metrics for suffix in task.validation}
+    known = set(map("".join, product(task.metrics, task.validation)))
     if extra := set(task.human) - known:
         raise refused(
             task,
@@ -375,7 +376,7 @@ def make_task(
     row: dict,  # key -> value, as read from YAML
     file: str = "",  # the table it stands in
 ) -> Task:
-    "A row as a `Task`, checked; a `StudyError` names file, row and key"
+    "Make a checked `Task` of a row; a `StudyError` names file, row and key"
     check_keys(Task(name, file=file), row)
     fields = {key: value for key, value in row.items() if key != "metric"}
     fields |= {key: _tuple(row[key]) for key in ("train", "text") if key in row}
@@ -412,9 +413,9 @@ def _read_table(path: str, stamp: tuple) -> dict:
         raise StudyError(f"{Path(path).name} holds no tasks (allowed: task name: row)")
     return {str(name): make_task(str(name), row, path) for name, row in rows.items()}
 
-
+# %% ../../nbs/15_tasks.ipynb #13a43b6f
 def read_tasks(path) -> dict:  # name -> `Task`
-    "The rows of a table of tasks"
+    "Read the rows of a table of tasks"
     try:
         told = Path(path).stat()
     except OSError as e:
@@ -434,7 +435,7 @@ def _table_file():
         f"{beside / 'nbs/configs/tasks.yaml'} does not exist: the clone is not complete"
     )
 
-
+# %% ../../nbs/15_tasks.ipynb #7c3275b5
 def _all_tasks():
     table, own = read_tasks(_table_file()), os.environ.get("JUNKDNA_TASKS")
     if not own:
@@ -466,9 +467,9 @@ class _Tasks(Mapping):
 
 TASKS = _Tasks()
 
-
+# %% ../../nbs/15_tasks.ipynb #53ebc4a1
 def get_task(name: str) -> Task:
-    "The row of a task, or a `StudyError` with the nearest name"
+    "Find the row of a task, or raise `StudyError` with the nearest name"
     tasks = _all_tasks()
     if name not in tasks:
         hint = nearest(name, tasks)
@@ -502,7 +503,7 @@ def _vader_rows(key):
 
 # %% ../../nbs/15_tasks.ipynb #eb36ed98
 def editorials() -> list:  # of (document number, text)
-    "The New York Times editorials of VADER as running text: the sentences of a document, joined"
+    "Join the sentences of each New York Times editorial of VADER to running text"
     documents = {}
     for _, document, text, _ in _vader_rows("nytEditorialSnippets"):
         documents.setdefault(document, []).append(text)
@@ -518,7 +519,7 @@ def _read_vader(task):
         if abs(mean) >= _NEUTRAL:
             yield dict(id=id, document=document, text=text, label=int(mean > 0), ratings=ratings)
 
-
+# %% ../../nbs/15_tasks.ipynb #84a24e59
 def _read_evals(task):
     for i, row in enumerate(read_evals(task.member)):
         text, answer = row["input"][-1]["content"].strip(), row["ideal"].strip()
@@ -537,7 +538,7 @@ def _read_evals(task):
 # %% ../../nbs/15_tasks.ipynb #6a307e96
 @dataclass(frozen=True)
 class Part:
-    "One split as it was read"
+    "Hold one split as it was read"
 
     rows: list  # dicts: id, label, and the text columns
     ratings: list = field(default_factory=list)  # a list of numbers per row; empty: there are none
@@ -546,7 +547,7 @@ class Part:
         return len(self.rows)
 
     def pick(self, numbers):
-        "The `Part` of these row numbers, in this order"
+        "Take these row numbers, in this order"
         ratings = [self.ratings[i] for i in numbers] if self.ratings else []
         return Part([self.rows[i] for i in numbers], ratings)
 
@@ -577,16 +578,16 @@ def class_numbers(
     values,  # (n,) of the label column: texts, numbers or truth values
     labels,  # class names in order
 ):  # (n,) class numbers; a value that does not fit is None
-    "A label column as class numbers: by name or by number, whichever fits more values"
+    "Turn a label column into class numbers: by name or by number, whichever fits more values"
     readings = [{name: i for i, name in enumerate(labels)}, {str(i): i for i in range(len(labels))}]
     counts = Counter(map(str, values))
-    fits = [sum(counts[written] for written in reading) for reading in readings]
+    fits = [sum(map(counts.__getitem__, reading)) for reading in readings]
     number = readings[fits.index(max(fits))]  # by name, where both fit alike
     return [number.get(str(v)) for v in values]
 
 # %% ../../nbs/15_tasks.ipynb #8fdd6d35
 def answers(task: Task, values) -> list:
-    "A label column as class numbers or scores; a `StudyError` names the first value that fails"
+    "Turn a label column into class numbers or scores; an error names the first that fails"
     if task.labels:
         numbers = class_numbers(values, task.labels)
         allowed = f"{', '.join(task.labels[:20])}, or 0 to {len(task.labels) - 1}"
@@ -601,7 +602,7 @@ def answers(task: Task, values) -> list:
         )
     return numbers
 
-
+# %% ../../nbs/15_tasks.ipynb #3ccce908
 def _finite(v):
     try:
         x = float(v)
@@ -627,14 +628,14 @@ def _column(task, columns, key, name, split):
         )
     return values
 
-
+# %% ../../nbs/15_tasks.ipynb #d8db7a91
 def _rows(task, columns, split, numbers):
     "Dicts of id, label and texts; `numbers` are the answers"
     texts = {c: _column(task, columns, "text", c, split) for c in task.text}
     ids = _column(task, columns, "id", task.id, split) if task.id else range(len(numbers))
-    rows = [dict(id=str(id), label=label) for id, label in zip(ids, numbers)]
+    rows = [dict(id=str(id), label=label) for id, label in zip(ids, numbers, strict=True)]
     for c, values in texts.items():
-        for row, value in zip(rows, values):
+        for row, value in zip(rows, values, strict=True):
             row[c] = str(value)
     return rows
 
@@ -644,7 +645,7 @@ def _rating_lists(task, column, split):
     where = f"column {task.ratings!r} of {_shown(split)}"
     lists = [v.replace(",", " ").strip("[] ").split() if isinstance(v, str) else v for v in column]
     try:
-        lists = [[float(x) for x in v or []] for v in lists]
+        lists = [list(map(float, v or [])) for v in lists]
     except (TypeError, ValueError):
         raise refused(task, "ratings", f"{where} is not made of lists of numbers") from None
     if task.rating_rule in ("majority", "gold") and not all(map(_is_class, chain(*lists))):
@@ -655,7 +656,7 @@ def _rating_lists(task, column, split):
         )
     return lists
 
-
+# %% ../../nbs/15_tasks.ipynb #3a6793da
 def _is_class(x):
     return x >= 0 and x.is_integer()
 
@@ -677,11 +678,20 @@ def _parts(
 # %% ../../nbs/15_tasks.ipynb #a687d142
 @dataclass(frozen=True)
 class Splits:
-    "Which splits of a data set are used"
+    "Name the splits of a data set that are used"
 
     train: str
     evals: dict  # suffix -> split
     notes: tuple  # what is not as the row wishes
+
+# %% ../../nbs/15_tasks.ipynb #88c60d5e
+@dataclass(frozen=True)
+class Loaded:
+    "Hold all rows of a task, before shares and caps"
+
+    parts: dict  # split -> `Part`
+    splits: Splits
+    origin: str
 
 # %% ../../nbs/15_tasks.ipynb #bf968b5a
 def choose_splits(
@@ -689,7 +699,7 @@ def choose_splits(
     there,  # names of the splits there are
     origin: str,  # where they are, for messages
 ) -> Splits:
-    "The first split that is there, for training and for each evaluation set"
+    "Choose the first split that is there, for training and for each evaluation set"
     notes, chosen = [], {}
     wishes = {"train": task.train}
     wishes |= {f"validation{suffix}": splits for suffix, splits in task.validation.items()}
@@ -722,9 +732,9 @@ def _folder(task):
         return task.config
     return ""
 
-
-def _hub_columns(task):
-    "(`Splits`, split -> column -> values, origin) of a task of the hub"
+# %% ../../nbs/15_tasks.ipynb #a7fd799a
+def _load_hub(task):
+    "Load the rows of a task of the hub"
     packaged = [t.name for t in TASKS.values() if t.package]
     data, origin = open_task_data(task.name, task.hub, task.config, _folder(task), packaged)
     splits, raw = choose_splits(task, list(data), origin), {}
@@ -733,7 +743,7 @@ def _hub_columns(task):
         wanted = {*task.text, task.label, task.id, task.ratings} & set(there)
         raw[split] = {c: data[split].select_columns([c])[:][c] for c in there if c in wanted}
         raw[split] |= {c: [] for c in there if c not in wanted}  # for messages: what there is
-    return splits, raw, origin
+    return Loaded(_parts(task, raw), splits, origin)
 
 # %% ../../nbs/15_tasks.ipynb #5a276c78
 def _read_csv(path):
@@ -741,7 +751,7 @@ def _read_csv(path):
         rows = list(csv.DictReader(f, strict=True))
     return _as_columns(path, rows)
 
-
+# %% ../../nbs/15_tasks.ipynb #8e4cb3a6
 def _read_jsonl(path):
     rows = []
     for i, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -758,7 +768,7 @@ def _read_parquet(path):
 
     return pyarrow.parquet.read_table(path).to_pydict()
 
-
+# %% ../../nbs/15_tasks.ipynb #596202ec
 def _as_columns(path, rows):
     names = list(rows[0]) if rows else []
     for i, row in enumerate(rows, 1):
@@ -775,7 +785,7 @@ _READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 # %% ../../nbs/15_tasks.ipynb #d467ba4e
 def own_file(task: Task, split: str) -> Path:
-    "Path of a user's file, which stands beside the table; it is there and of a known kind"
+    "Find a user's file beside the table; check that it is there and of a known kind"
     path = Path(task.file).parent / task.data[split]
     if path.suffix not in _READERS:
         raise refused(task, "data", f"{path.name} (allowed: {', '.join(_READERS)})")
@@ -783,9 +793,9 @@ def own_file(task: Task, split: str) -> Path:
         raise refused(task, "data", f"{path.name} does not exist beside {Path(task.file).name}")
     return path
 
-
+# %% ../../nbs/15_tasks.ipynb #a4d997a6
 def read_own(task: Task, split: str) -> dict:  # column -> values
-    "One file of the user"
+    "Read one file of the user"
     path = own_file(task, split)
     try:
         columns = _READERS[path.suffix](path)
@@ -800,7 +810,7 @@ def nested_order(
     labels,  # (n,) class numbers or scores
     seed: int,
 ):  # of the order
-    "Row numbers in an order of which every beginning is a stratified subset"
+    "Order row numbers so that every beginning is a stratified subset"
     import numpy as np
 
     strata = np.rint(np.asarray(labels, float)).astype(int)
@@ -810,7 +820,7 @@ def nested_order(
         position[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
     return np.argsort(position, kind="stable")
 
-
+# %% ../../nbs/15_tasks.ipynb #4d805f15
 def subset(
     labels,  # (n,) of all rows
     seed: int,
@@ -818,7 +828,7 @@ def subset(
     cap: int = 0,  # at most so many rows; 0: all
     rule: str = "nested",  # 'nested' (seeded, stratified) or 'head' (of the file)
 ):  # row numbers, in file order
-    "Rows of a capped share of the data"
+    "Choose the rows of a capped share of the data"
     import numpy as np
 
     n = len(labels)
@@ -850,7 +860,7 @@ def _own_parts(task):
 def rater_agreement(
     ratings,  # one list of numbers per sentence
 ) -> list:  # one number in [0, 1] per sentence
-    "How often one rater's sign agrees with the sign of the others' mean (a tie counts half)"
+    "Measure how often one rater's sign agrees with that of the others' mean (a tie counts half)"
     import numpy as np
 
     agreed = []
@@ -860,9 +870,9 @@ def rater_agreement(
         agreed.append(float(np.where(r * others == 0, 0.5, r * others > 0).mean()))
     return agreed
 
-
+# %% ../../nbs/15_tasks.ipynb #f65705f7
 def rater_accuracy(ratings) -> tuple:  # (accuracy, standard error over sentences)
-    "The mean of `rater_agreement`"
+    "Average `rater_agreement` over items"
     import numpy as np
 
     agreed = rater_agreement(ratings)
@@ -873,7 +883,7 @@ def rater_accuracy(ratings) -> tuple:  # (accuracy, standard error over sentence
 def majority_of_others(
     ratings,  # (k,) class numbers, of one item
 ) -> list:  # of (class, its ratings, classes most of the others chose)
-    "What the others of each rater say; raters of one class have the same others"
+    "List what the others of each rater say; raters of one class have the same others"
     import numpy as np
 
     votes, out = np.bincount(np.asarray(ratings, int)), []
@@ -883,13 +893,13 @@ def majority_of_others(
         out.append((int(r), int(votes[r]), np.flatnonzero(others == others.max()).tolist()))
     return out
 
-
+# %% ../../nbs/15_tasks.ipynb #6f2a6eb7
 def rater_confusion(
     ratings,  # one list of class numbers per item
     classes: int,  # number of classes of the task
     gold=None,  # (n,) class numbers: compare with these, not with the others
 ):  # (n, classes, classes + 1); last: a rating that is no class
-    "Ratings of each item by the class they are compared with and the class they name"
+    "Count ratings of each item by the class they are compared with and the class they name"
     import numpy as np
 
     counts = np.zeros((len(ratings), classes, classes + 1))
@@ -907,7 +917,7 @@ def rater_confusion(
 def confusion_scores(
     counts,  # (..., classes, classes + 1)
 ) -> dict:  # metric -> (...,)
-    "Accuracy and macro F1 of confusion matrices"
+    "Compute accuracy and macro F1 of confusion matrices"
     import numpy as np
 
     right = np.diagonal(counts[..., :-1], axis1=-2, axis2=-1)
@@ -922,7 +932,7 @@ def confusion_scores(
 def rater_moments(
     ratings,  # one list of numbers per item
 ):  # (n, 6): count and sums of x, y, xx, yy, xy
-    "Sums of rating x and mean of the others y, per item; items of one rating have none"
+    "Sum the moments of rating x and mean of the others y, per item; items of one rating have none"
     import numpy as np
 
     sums = np.zeros((len(ratings), 6))
@@ -933,11 +943,11 @@ def rater_moments(
             sums[i] = len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()
     return sums
 
-
+# %% ../../nbs/15_tasks.ipynb #b4fb65ae
 def moment_scores(
     sums,  # (..., 6)
 ) -> dict:  # metric -> (...,)
-    "Pearson's correlation from sums; 0 where one side is constant"
+    "Compute Pearson's correlation from sums; 0 where one side is constant"
     import numpy as np
 
     n, x, y, xx, yy, xy = np.moveaxis(np.asarray(sums, float), -1, 0)
@@ -958,7 +968,7 @@ def _summed_scores(counts, scores, resamples=500):
 
 # %% ../../nbs/15_tasks.ipynb #cacd7bd8
 def human_scores(task: Task, part: Part) -> dict:  # metric -> dict(value, se, source)
-    "Human performance on the items of `part`: computed where there are ratings, else as published"
+    "Give human performance on the items of `part`: computed from ratings, else as published"
     told = {m: dict(value=v, se=None, source=task.human_source) for m, v in task.human.items()}
     if not part.ratings:
         return told
@@ -981,24 +991,27 @@ def human_scores(task: Task, part: Part) -> dict:  # metric -> dict(value, se, s
     return told | {m: value for m, value in computed.items() if m in task.metrics}
 
 # %% ../../nbs/15_tasks.ipynb #6dc9fd16
-def item_agreement(task: Task, ratings) -> list:  # (n,) in [0, 1], or NaN
-    "How far the raters of each item agree, by the task's rule"
+def _agreement(rule, item, span):
+    "How far the raters of one item agree; `span` is the range of all ratings"
     import numpy as np
 
+    if len(item) < 2:
+        return float("nan")
+    if rule == "mean":
+        x = np.asarray(item, float)
+        others = (x.sum() - x) / (len(x) - 1)
+        return float(1 - np.abs(x - others).mean() / span)
+    agreed = [n / len(chosen) for r, n, chosen in majority_of_others(item) if r in chosen]
+    return sum(agreed) / len(item)
+
+# %% ../../nbs/15_tasks.ipynb #6dcbf994
+def item_agreement(task: Task, ratings) -> list:  # (n,) in [0, 1], or NaN
+    "Measure how far the raters of each item agree, by the task's rule"
     if task.rating_rule == "sign":
         return rater_agreement(ratings)
-    every = [x for item in ratings for x in item]
-    span, out = max(max(every, default=0) - min(every, default=0), 1e-9), []
-    for item in ratings:
-        if len(item) < 2:
-            out.append(float("nan"))
-        elif task.rating_rule == "mean":
-            x = np.asarray(item, float)
-            out.append(float(1 - np.abs(x - (x.sum() - x) / (len(x) - 1)).mean() / span))
-        else:
-            agreed = [n / len(chosen) for r, n, chosen in majority_of_others(item) if r in chosen]
-            out.append(sum(agreed) / len(item))
-    return out
+    every = list(chain.from_iterable(ratings))
+    span = max(max(every, default=0) - min(every, default=0), 1e-9)
+    return [_agreement(task.rating_rule, item, span) for item in ratings]
 
 # %% ../../nbs/15_tasks.ipynb #11a3342d
 def _data_version(task):
@@ -1012,9 +1025,9 @@ def _data_version(task):
 
 _DECIDING = ("hub", "config", "id", "train", "validation", "text", "label", "labels", "metrics")
 
-
+# %% ../../nbs/15_tasks.ipynb #90435c93
 def task_version(name: str) -> str:
-    "What is known of a task's data without loading it; of a user's row with what the row decides"
+    "Hash what is known of a task's data without loading; of a user's row with what it decides"
     task = get_task(name)
     if task.set != "own":
         return _data_version(task)
@@ -1024,7 +1037,7 @@ def task_version(name: str) -> str:
 # %% ../../nbs/15_tasks.ipynb #94224285
 @dataclass(frozen=True)
 class TaskData:
-    "The rows of one run"
+    "Hold the rows of one run"
 
     task: Task
     train: list  # of dicts: id, label, and the text columns
@@ -1037,47 +1050,50 @@ class TaskData:
     notes: tuple  # what is not complete
     fingerprint: str  # SHA-256 of the rows in use
 
-
+# %% ../../nbs/15_tasks.ipynb #7aa5154f
 def _fingerprint(*splits):
     h = hashlib.sha256()
     for rows in splits:
         h.update(json.dumps([sorted(r.items()) for r in rows]).encode())
     return h.hexdigest()
 
-
-@dataclass(frozen=True)
-class Loaded:
-    "All rows of a task, before shares and caps"
-
-    parts: dict  # split -> `Part`
-    splits: Splits
-    origin: str
-
 # %% ../../nbs/15_tasks.ipynb #d581c13d
-def read_task(task: Task) -> Loaded:
-    "All rows of a task from archive, files, mirror or hub"
-    extra = ()
-    if task.package:
-        parts, origin = _packaged_parts(task), _PACKAGES[task.package].name
-        splits = choose_splits(task, list(parts), origin)
-    elif task.data:
-        parts, extra = _own_parts(task)
-        origin = ", ".join(task.data.values())
-        splits = choose_splits(task, list(parts), origin)
-    else:
-        splits, raw, origin = _hub_columns(task)
-        parts = _parts(task, raw)
-    evaluated = parts[splits.evals[""]]
-    if task.ratings and not evaluated.ratings:
+def _load_own(task):
+    "Load the rows of a task from the user's files"
+    parts, notes = _own_parts(task)
+    origin = ", ".join(task.data.values())
+    splits = choose_splits(task, list(parts), origin)
+    return Loaded(parts, Splits(splits.train, splits.evals, splits.notes + notes), origin)
+
+
+def _load_package(task):
+    parts, origin = _packaged_parts(task), _PACKAGES[task.package].name
+    return Loaded(parts, choose_splits(task, list(parts), origin), origin)
+
+# %% ../../nbs/15_tasks.ipynb #87b5e0a6
+def _missing(task, found):
+    "Note what a loaded task lacks; raise `StudyError` if it lacks too much"
+    notes, splits = (), found.splits
+    if task.ratings and not found.parts[splits.evals[""]].ratings:
         if not task.human:
-            raise refused(task, "ratings", f"no column {task.ratings!r} in {origin}")
-        extra += (f"no column {task.ratings} in {origin}: human scores as published",)
+            raise refused(task, "ratings", f"no column {task.ratings!r} in {found.origin}")
+        notes += (f"no column {task.ratings} in {found.origin}: human scores as published",)
     for split in (splits.train, *splits.evals.values()):
-        if not len(parts[split]):
-            raise refused(task, "train", f"split {split!r} in {origin} has no rows")
-        if (n := len(parts[split])) < (official := task.official.get(split, 0)):
-            extra += (f"{split}: a subset, {n:,} of the official {official:,} rows",)
-    return Loaded(parts, Splits(splits.train, splits.evals, splits.notes + extra), origin)
+        n, official = len(found.parts[split]), task.official.get(split, 0)
+        if not n:
+            raise refused(task, "train", f"split {split!r} in {found.origin} has no rows")
+        if n < official:
+            notes += (f"{split}: a subset, {n:,} of the official {official:,} rows",)
+    return notes
+
+# %% ../../nbs/15_tasks.ipynb #fc143799
+def read_task(task: Task) -> Loaded:
+    "Read all rows of a task from archive, files, mirror or hub"
+    own = _load_own if task.data else _load_hub
+    found = (_load_package if task.package else own)(task)
+    splits = found.splits
+    notes = splits.notes + _missing(task, found)
+    return Loaded(found.parts, Splits(splits.train, splits.evals, notes), found.origin)
 
 # %% ../../nbs/15_tasks.ipynb #982143fb
 def load_task(
@@ -1088,7 +1104,7 @@ def load_task(
     max_eval: int = 0,  # cap on the rows of each evaluation set; 0: all
     rule: str = "nested",  # 'nested' or 'head'
 ) -> TaskData:
-    "Training and evaluation rows of a task"
+    "Load training and evaluation rows of a task"
     task = get_task(name)
     read = read_task(task)
     every, splits = read.parts[read.splits.train], read.splits
@@ -1145,9 +1161,9 @@ def _place(task):
     place = mirrored(task.hub)
     return "mirror" if place and ((place / task.config).is_dir() or not _folder(task)) else "hub"
 
-
+# %% ../../nbs/15_tasks.ipynb #57793672
 def tasks_overview(names=None):  # of tasks, in this order; all if None. -> DataFrame
-    "One row per task: set, kind, metric, chance, human score, sizes, place, licence"
+    "List one row per task: set, kind, metric, chance, human score, sizes, place, licence"
     import pandas as pd
 
     rows = []
@@ -1174,5 +1190,5 @@ def tasks_overview(names=None):  # of tasks, in this order; all if None. -> Data
             )
         )
     frame = pd.DataFrame(rows)
-    whole = {c: "Int64" for c in ("classes", "train", "validation")}
+    whole = dict.fromkeys(("classes", "train", "validation"), "Int64")
     return frame.astype(whole | dict(chance=float, human=float)) if rows else frame

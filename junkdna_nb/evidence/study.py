@@ -8,7 +8,7 @@ __all__ = ['MINIMAL_SIGNAL', 'STANDARD_ERRORS', 'OLD_QUESTIONS', 'Run', 'conditi
            'Usability', 'usability', 'usable', 'other_seeds', 'dense_difficulty', 'gap_to_people', 'disagreement',
            'Orders', 'orders', 'is_old', 'settings_of', 'encoder_runs', 'decoder_runs', 'Study']
 
-# %% ../../nbs/43_study.ipynb #802befb6
+# %% ../../nbs/43_study.ipynb #6f2e98a8
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -605,7 +605,7 @@ def decoder_runs(name: str, records: list, notes: list) -> TaskRuns | None:
         scale=records[0]["scale"],
     )
 
-# %% ../../nbs/43_study.ipynb #ac6465e6
+# %% ../../nbs/43_study.ipynb #a43609e4
 class Study(_Memory):
     "The records of the new tasks, or of the old ones, as tasks"
 
@@ -613,14 +613,14 @@ class Study(_Memory):
         rows = load_runs(where="all" if mine else "study")
         found = [load_record(path) for path in (rows.path if len(rows) else ())]
         self.old, self.notes, self._found = old, [], {}
-        self.records = [r for r in found if is_old(r) == old and _is_plain(r)]
+        self.records = [r for r in found if is_old(r) == old and self._plain(r)]
 
-
-def _is_plain(record: dict) -> bool:
-    "Neither the authors' recipe nor a run for a difficulty metric"
-    c = record["config"]
-    usual = c.get("recipe", "default") == "default" and c.get("inputs", "text") == "text"
-    return usual and not c.get("dynamics")
+    @staticmethod
+    def _plain(record: dict) -> bool:
+        "Neither the authors' recipe nor a run for a difficulty metric; subclasses choose others"
+        c = record["config"]
+        usual = c.get("recipe", "default") == "default" and c.get("inputs", "text") == "text"
+        return usual and not c.get("dynamics")
 
 # %% ../../nbs/43_study.ipynb #cab59a35
 @patch

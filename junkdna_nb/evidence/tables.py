@@ -263,7 +263,7 @@ def populations(mine: bool = False) -> list:
         found.append(Population(name, study, judge(study)))
     return found
 
-# %% ../../nbs/45_tables.ipynb #6a6622a2
+# %% ../../nbs/45_tables.ipynb #cd927ad1
 _WOULD_CHANGE = {
     "supported": "more tasks with an estimate at 0 or on the other side",
     "contradicted": "more tasks with an estimate at 0 or on the other side",
@@ -276,7 +276,7 @@ _WOULD_CHANGE = {
 def would_change(row: Row) -> str:
     "Say what would change the verdict of a row"
     if row.verdict == "not run":
-        return f"the runs of block {row.claim.arm.replace(',', ', ')}"
+        return f"the runs of {' and '.join(row.claim.arm.split(','))} in the grid"
     if row.claim.kind == "nothing" and row.verdict == "supported":
         return _WOULD_CHANGE["equivalent"]
     text = _WOULD_CHANGE[row.verdict]
