@@ -21,13 +21,6 @@ CHAPTERS = {
 HEAVY = {"torch", "transformers", "datasets", "pandas", "scipy", "pyarrow", "papermill", "dask"}
 LIGHT = "config storage records packages models tasks questions experiments runner grid sweep cli"
 
-# Imports that go upwards and are not yet mended.
-NOT_YET = {
-    ("base.config", "base.models"),
-    ("base.records", "base.experiments"),
-    ("compression.masks", "compression.selection"),
-}
-
 
 def exports(path):
     "The module a notebook exports to, as `chapter.name`; None if it exports nothing"
@@ -65,9 +58,7 @@ def upward(source, module, numbers):
     return [
         f"{module}, line {line}: {name} is {numbers[name]}, not below {numbers[module]}"
         for line, name in imported(source, module)
-        if name != module
-        and numbers.get(name, -1) >= numbers[module]
-        and (module, name) not in NOT_YET
+        if name != module and numbers.get(name, -1) >= numbers[module]
     ]
 
 

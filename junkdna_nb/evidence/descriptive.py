@@ -30,7 +30,6 @@ from junkdna_nb.evidence.claims import (
     at,
 )
 from .inference import holm
-from .measures import SCALES
 from .plots import Contrast, Harder, Kept, Limit, amounts_of
 from .resampling import bootstrap, breaking_point, interval
 from junkdna_nb.evidence.study import (
