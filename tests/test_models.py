@@ -7,11 +7,12 @@ import zipfile
 import pytest
 import torch
 
-from junkdna_nb.base import packages
+from junkdna_nb.base import models, packages
 from junkdna_nb.base.config import StudyError
 from junkdna_nb.base.models import (
     ALIASES,
     check_model_name,
+    count_parameters,
     load_classifier,
     load_tokenizer,
     resolve_model,
@@ -39,8 +40,8 @@ def test_packaged_models_load_and_answer(alias, parameters):
     source = resolve_model(alias)
     assert source.kind == "package" and resolve_model(alias) == source
     tokenizer = load_tokenizer(source)
-    model, fresh = load_classifier(source, 2, 41, tokenizer)
-    assert all("classifier" in n or "score" in n for n in fresh) and fresh
+    model, new = load_classifier(source, 2, 41, tokenizer)
+    assert all("classifier" in n or "score" in n for n in new) and new
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.01)
     with torch.no_grad():
         logits = model.eval()(
@@ -53,6 +54,24 @@ def test_packaged_models_load_and_answer(alias, parameters):
         and torch.isfinite(logits).all()
         and not torch.equal(logits[0], logits[1])
     )
+
+
+def test_gemma_is_built_from_its_parts():
+    "Four parts make one GGUF file; skipped where they have not been fetched"
+    alias = ALIASES["gemma3"]
+    if not all((packages.packages_dir() / package.file).is_file() for package in alias.packages):
+        pytest.skip("the packages of gemma3 are not in the cache")
+    source = resolve_model("gemma3")
+    assert source.kind == "package" and count_parameters(source) == 268_098_176
+    tokenizer = load_tokenizer(source)
+    assert tokenizer("Paris")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_terms_are_stated_at_the_first_use(capsys):
+    models._state_terms("gemma3")
+    models._state_terms("smollm2")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Gemma Terms of Use" in line and "ai.google.dev/gemma/terms" in line
 
 
 def test_converted_decoder_speaks():

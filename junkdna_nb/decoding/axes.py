@@ -596,7 +596,7 @@ def _compress(config: DecoderConfig, model, bench: Bench):
         fields = ("sparsity",)
     how = {name: getattr(config, name) for name in fields}
     if fields == ("sparsity",):
-        how["per"] = config.resolved_granularity
+        how["granularity"] = config.resolved_granularity
     text = None
     if "calibration" not in config.unused_fields():
         size = dict(windows=config.calibration_windows, length=config.calibration_length)
