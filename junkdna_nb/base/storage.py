@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['project_root', 'find_file', 'cache_dir', 'runs_dir', 'study_dir', 'record_places', 'temporary_for', 'stale',
            'remove_stale', 'write_atomic', 'check_writable', 'hold', 'unheld', 'forget', 'sha256_file',
-           'folder_version', 'in_test', 'rehearsal']
+           'folder_version', 'in_test', 'rehearsal', 'leave_rehearsal']
 
 # %% ../../nbs/11_storage.ipynb #58483b35
 import contextlib
@@ -305,3 +305,10 @@ def rehearsal():
     folder = _rehearsal_folder().name
     os.environ["JUNKDNA_RUNS"] = folder
     os.environ["JUNKDNA_STUDY"] = f"{folder}/study"
+
+# %% ../../nbs/11_storage.ipynb #11ad0002
+def leave_rehearsal():
+    "Under `nbdev_test`, forget temporary places that an earlier notebook of this process has set"
+    for name in ("JUNKDNA_RUNS", "JUNKDNA_STUDY") if in_test() else ():
+        if os.environ.get(name, "").startswith(tempfile.gettempdir()):
+            os.environ[name] = ""

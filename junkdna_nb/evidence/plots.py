@@ -684,7 +684,7 @@ def measures_figure(table, harder: dict):
         ax.set(xlabel=minus + measure, title=f"{len(here)} tasks")
         which = named_points(x.to_numpy(), y.to_numpy(), each=1)
         name_points(ax, x.to_numpy(), y.to_numpy(), here["task"].tolist(), which, 6.5)
-    for ax in axes[:: min(3, len(axes))]:
+    for ax in axes[:: max(1, min(3, len(axes)))]:
         ax.set_ylabel(DROP_NAMES["signal"])
     legend_above(fig, axes)
     return fig
