@@ -316,10 +316,9 @@ def _how(r) -> dict:
     if mode == "quantized" or method in ("rtn", "gptq"):
         how = "rtn" if mode else method
         return dict(mode=mode, method=how, amount=f"{r['bits']:.0f} bits")
-    amount = f"{r['n_kept']:.0f}:{r['m_group']:.0f}"
-    if r["pattern"] != "nm":
-        amount = f"{r['sparsity']:g}"
-    return dict(mode=mode, method=method, amount=amount)
+    if r["pattern"] == "nm":
+        return dict(mode=mode, method=method, amount=f"{r['n_kept']:.0f}:{r['m_group']:.0f}")
+    return dict(mode=mode, method=method, amount=f"{r['sparsity']:g}")
 
 # %% ../../nbs/55_cli.ipynb #43ed65de
 def _some(row, form, *names):
