@@ -60,7 +60,7 @@ def stock_trainer(bench, folder, mode, masks_of=None, exact=True, **kw):
         train_dataset=train.remove_columns("length"),
         data_collator=DataCollatorWithPadding(tokenizer),
     )
-    masks = make_masks(model, newly_initialized=fresh, **masks_of)
+    masks = make_masks(model, newly_initialized=fresh, **(masks_of or dict(sparsity=0.7)))
     callback = MaskCallback(masks, mode, exact)
     trainer.add_callback(callback)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
