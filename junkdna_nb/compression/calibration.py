@@ -193,9 +193,10 @@ def _stacks(model, users) -> dict:
     wanted, found = set().union(*map(_ids, users.values())), {}
     for name, m in model.named_modules():
         inner = any(name.startswith(f"{n}.") for n in found)
-        if isinstance(m, nn.ModuleList) and len(m) and not inner:
-            if all(_ids(block.modules()) & wanted for block in m):
-                found[name] = list(m)
+        if inner or not isinstance(m, nn.ModuleList) or not len(m):
+            continue
+        if all(_ids(block.modules()) & wanted for block in m):
+            found[name] = list(m)
     return found
 
 # %% ../../nbs/22_calibration.ipynb #d0fad335
