@@ -193,9 +193,8 @@ def _stacks(model, users) -> dict:
     wanted, found = set().union(*map(_ids, users.values())), {}
     for name, m in model.named_modules():
         inner = any(name.startswith(f"{n}.") for n in found)
-        if inner or not isinstance(m, nn.ModuleList) or not len(m):
-            continue
-        if all(_ids(block.modules()) & wanted for block in m):
+        stack = isinstance(m, nn.ModuleList) and len(m) and not inner
+        if stack and all(_ids(block.modules()) & wanted for block in m):
             found[name] = list(m)
     return found
 

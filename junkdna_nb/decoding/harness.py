@@ -5,19 +5,34 @@
 # %% auto #0
 __all__ = ['harness_model']
 
-# %% ../../nbs/34_harness.ipynb #605a5667
+# %% ../../nbs/34_harness.ipynb #7d64fde7
 from ..base.config import StudyError
 from .scoring import Request, Scorer
 
-# %% ../../nbs/34_harness.ipynb #97b004b2
-def harness_model(model, tokenizer,    # a live causal language model
-                  **options):          # of `lm_eval.models.huggingface.HFLM`
-    "The model as `lm_eval.simple_evaluate` takes it"
-    try: from lm_eval.models.huggingface import HFLM
-    except ImportError: raise StudyError("the bridge needs lm-evaluation-harness (allowed: pip install 'junkdna_nb[harness]')") from None
+# %% ../../nbs/34_harness.ipynb #dc48bd55
+def _bridge(base) -> type:
+    "Return the harness's class of models, with log-likelihoods from `Scorer`"
 
-    class Bridge(HFLM):
+    class Bridge(base):
         def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
-            scored = Scorer(self.model).score([Request(tuple(context), tuple(answer)) for _, context, answer in requests], '' if disable_tqdm else 'options')
+            asked = [Request(tuple(context), tuple(answer)) for _, context, answer in requests]
+            scored = Scorer(self.model).score(asked, "" if disable_tqdm else "options")
             return [(s.total, s.greedy) for s in scored]
-    return Bridge(pretrained=model, tokenizer=tokenizer, device=str(next(model.parameters()).device), **options)
+
+    return Bridge
+
+# %% ../../nbs/34_harness.ipynb #1f9b3a35
+def harness_model(
+    model,  # a live causal language model
+    tokenizer,
+    **options,  # of `lm_eval.models.huggingface.HFLM`
+):
+    "Return the model as `lm_eval.simple_evaluate` takes it"
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ImportError:
+        raise StudyError(
+            "the bridge needs lm-evaluation-harness (allowed: pip install 'junkdna_nb[harness]')"
+        ) from None
+    device = str(next(model.parameters()).device)
+    return _bridge(HFLM)(pretrained=model, tokenizer=tokenizer, device=device, **options)
