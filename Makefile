@@ -9,18 +9,21 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help glue test check readme lab bench execute verdict appendix clean
+.PHONY: help glue test check format hooks readme lab bench execute verdict appendix clean
 
 help:
 	@echo "make glue      prune minilm to sparsity 0.8, fine-tune it on film reviews, compare with dense"
 	@echo "               SPARSITY=0.5 TASK=sarcasm MODE=dense_frozen MODEL=mpnet SEED=42 ARGS='epochs=3 max_train=0'"
-	@echo "make test      nbdev_test, pytest, and the check that generated files are up to date"
+	@echo "make test      nbdev_test, pytest, and make check"
+	@echo "make check     ruff, the measure of the notebooks, and that generated files are up to date"
+	@echo "make format    ruff format and its safe repairs, then nbdev_export and nbdev_clean"
+	@echo "make hooks     check style at every commit, merge notebooks cell by cell"
 	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; half an hour; ONLY=scoring for one)"
 	@echo "make verdict   render 07-09 from the study's records and print the tables of verdicts"
 	@echo "make appendix  render all notebooks as a small web site, site/index.html"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"
-	@echo "make execute   run the library notebooks and store their outputs (NB=01_pruning for one)"
+	@echo "make execute   run the library notebooks and store their outputs (NB=23_pruning for one)"
 	@echo "make clean     remove the environment; records and the cache of models and data stay"
 
 # Debian's python3 may lack ensurepip; then pip itself puts pip into the environment.
@@ -46,12 +49,22 @@ test: $(READY)
 # README.md is index.ipynb as Markdown, with the links made relative to the root.
 RENDER = $$BIN/jupyter-nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed -E 's|\]\(([0-9a-z_]+\.ipynb)|](nbs/\1|g; s|\]\(\.\./|](|g'
 
-# Export, clean and render again in a copy; nothing may change.
+# Style first; then export, clean and render again in a copy: nothing may change.
 check: $(READY)
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . || { echo "error: run make format; what is left is for the hand"; exit 1; }
+	@$(BIN)/python tests/measure_notebooks.py
 	@rm -rf .tmp-check && mkdir .tmp-check && cp -r nbs junkdna_nb settings.ini README.md .tmp-check/
 	@cd .tmp-check && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean && { BIN=../$(BIN); $(RENDER) > README.md; }
 	@for f in nbs junkdna_nb README.md; do diff -r -q -x __pycache__ -x .ipynb_checkpoints -x .last_checked -x '_proc' $$f .tmp-check/$$f || bad=1; done; rm -rf .tmp-check; \
 	  test -z "$$bad" && echo "generated files are up to date" || { echo "error: run nbdev_export, nbdev_clean and make readme, then commit"; exit 1; }
+
+format: $(READY)
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+
+hooks: $(READY)
+	$(BIN)/pre-commit install
+	$(BIN)/nbdev_install_hooks
 
 readme: $(READY)
 	@BIN=$(BIN); $(RENDER) > README.md

@@ -1,4 +1,5 @@
 """Everything about the package is said once, in settings.ini, which nbdev reads too."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"What the benchmarks share: interleaved timing, the shapes of roberta-large's encoder, and the closing line."
+"What the benchmarks share: interleaved timing, the shapes of roberta-large, and the closing line."
+
 import argparse
 import gc
 import statistics
@@ -7,13 +8,13 @@ import time
 
 import torch
 
-SHAPES = [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]   # one of roberta-large's 24 layers
+SHAPES = [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]  # one of roberta-large's 24 layers
 
 
 def encoder_weights(layers=24, dtype=torch.float32, seed=0):
     "Random weights in the shapes of roberta-large's encoder: 302 M of them with 24 layers"
     g = torch.Generator().manual_seed(seed)
-    return [(torch.randn(s, generator=g) * 0.05).to(dtype) for _ in range(layers) for s in SHAPES]
+    return [(torch.randn(shape, generator=g) * 0.05).to(dtype) for shape in SHAPES * layers]
 
 
 def arguments(**options):
@@ -25,7 +26,7 @@ def arguments(**options):
 
 
 def interleaved(contenders, repeats, once=()):
-    "Median seconds of each contender, run in turns; those in `once` (slow anchors) take part in the first two rounds only"
+    "Median seconds of each contender, run in turns; those in `once` (slow anchors) twice"
     times = {name: [] for name in contenders}
     for round in range(repeats):
         for name, run in contenders.items():
@@ -42,4 +43,5 @@ def interleaved(contenders, repeats, once=()):
 
 def closing(**values):
     "The last line, for machines"
-    print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()))
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values.items()}
+    print(" ".join(f"{k}={v}" for k, v in shown.items()))

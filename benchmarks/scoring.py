@@ -1,8 +1,11 @@
-"""Log-likelihoods of options on smollm2: ours, and lm-evaluation-harness's HFLM, the same items and prompts, in turns.
+"""Log-likelihoods of options on smollm2: ours, and lm-evaluation-harness's HFLM, in turns.
 
-ARC-Easy and SciQ with five demonstrations where $JUNKDNA_MIRROR has them, else the packaged facts and QuaRTz. In float32; with --precision bf16 both models hold bf16 weights.
-With --context: many questions about one long passage (ten profiles of countries), four options each.
+Both get the same items and prompts: ARC-Easy and SciQ with five demonstrations where
+$JUNKDNA_MIRROR has them, else the packaged facts and QuaRTz. In float32; with --precision bf16 both
+models hold bf16 weights. With --context: many questions about one long passage (ten profiles of
+countries), four options each.
 """
+
 import contextlib
 import io
 import os
@@ -31,44 +34,78 @@ source = resolve_model("smollm2")
 tokenizer, model = load_tokenizer(source), load_decoder(source)
 if args.precision == "bf16":
     cast_(model, torch.bfloat16)
-theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=args.batch_size, device="cpu", add_bos_token=False)
+theirs = HFLM(
+    pretrained=model,
+    tokenizer=tokenizer,
+    batch_size=args.batch_size,
+    device="cpu",
+    add_bos_token=False,
+)
 
 
 def asked(task):
-    "(prompt, options) of every question"
+    "(prompt, options, index of the answer) of every question"
     data = load_questions(task, args.n)
-    return [(prompt(q, demonstrations(data, args.shots, question=q)), q.options) for q in data.asked], [q.gold for q in data.asked]
+    shots = partial(demonstrations, data, args.shots)
+    return [(prompt(q, shots(question=q)), q.options, q.gold) for q in data.asked]
 
 
 def about_one_passage():
+    "The same of questions whose answers stand in ten profiles of countries"
     data = load_questions("facts", keep=lambda q: len(q.options) >= 4)
-    first = data.asked[0]
-    passages = with_passages(data, first, 9, 0.5)
-    inside = [q for q in data.asked if q.passage in passages][:args.n]
-    return [(prompt(q, passages=passages), with_options(q, 4).options) for q in inside], [with_options(q, 4).gold for q in inside]
+    passages = with_passages(data, data.asked[0], 9, 0.5)
+    inside = [q for q in data.asked if q.passage in passages][: args.n]
+    four = [with_options(q, 4) for q in inside]
+    texts = [prompt(q, passages=passages) for q in inside]
+    return [(text, q.options, q.gold) for text, q in zip(texts, four, strict=True)]
+
+
+def run_ours(pairs):
+    requests = [make_request(tokenizer, context, option) for context, option in pairs]
+    return [result.total for result in Scorer(model).score(requests)]
+
+
+def run_theirs(pairs):
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    with contextlib.redirect_stderr(io.StringIO()):
+        return [result[0] for result in theirs.loglikelihood(requests, disable_tqdm=True)]
+
+
+def choices(totals, cuts):
+    "Index of the best option of every question"
+    return [int(part.argmax()) for part in np.split(totals, cuts)]
 
 
 mirror = (Path(os.environ.get("JUNKDNA_MIRROR", "/nowhere")) / "allenai").is_dir()
-work = dict(passage=about_one_passage) if args.context else {t: partial(asked, t) for t in (("arc_easy", "sciq") if mirror else ("facts", "quartz"))}
+tasks = ("arc_easy", "sciq") if mirror else ("facts", "quartz")
+work = {task: partial(asked, task) for task in tasks}
+if args.context:
+    work = dict(passage=about_one_passage)
 results, differences, same = {}, [], []
 for name, make in work.items():
-    items, golds = make()
-    pairs = [(c, " " + o) for c, options in items for o in options]
-
-    def run_ours():
-        return [r.total for r in Scorer(model).score([make_request(tokenizer, c, o) for c, o in pairs])]
-
-    def run_theirs():
-        with contextlib.redirect_stderr(io.StringIO()):
-            return [r[0] for r in theirs.loglikelihood([Instance("loglikelihood", {}, p, i) for i, p in enumerate(pairs)], disable_tqdm=True)]
-
-    a, b = np.array(run_ours()), np.array(run_theirs())
+    items, pairs = make(), []
+    for context, options, _ in items:
+        pairs += [(context, " " + option) for option in options]
+    a, b = np.array(run_ours(pairs)), np.array(run_theirs(pairs))
     differences.append(np.abs(a - b).max())
-    cuts = np.cumsum([len(options) for _, options in items])[:-1]
-    chosen = [[int(s.argmax()) for s in np.split(x, cuts)] for x in (a, b)]
-    same.append(np.mean(np.equal(*chosen)))
-    t = interleaved(dict(ours=run_ours, harness=run_theirs), args.repeats)
+    cuts = np.cumsum([len(options) for _, options, _ in items])[:-1]
+    gold = [gold for _, _, gold in items]
+    chosen, anchor = choices(a, cuts), choices(b, cuts)
+    same.append(np.mean(np.equal(chosen, anchor)))
+    contenders = dict(ours=partial(run_ours, pairs), harness=partial(run_theirs, pairs))
+    t = interleaved(contenders, args.repeats)
     tokens = sum(len(tokenizer(c + o)["input_ids"]) for c, o in pairs)
-    print(f"{name}: {len(items)} questions, {len(pairs)} options, {tokens:,} tokens; ours {t['ours']:.1f} s, harness {t['harness']:.1f} s; accuracy {np.mean(np.equal(chosen[0], golds)):.3f}, harness {np.mean(np.equal(chosen[1], golds)):.3f}", flush=True)
+    print(
+        f"{name}: {len(items)} questions, {len(pairs)} options, {tokens:,} tokens; "
+        f"ours {t['ours']:.1f} s, harness {t['harness']:.1f} s; accuracy "
+        f"{np.mean(np.equal(chosen, gold)):.3f}, harness {np.mean(np.equal(anchor, gold)):.3f}",
+        flush=True,
+    )
     results[f"speedup_{name}"] = t["harness"] / t["ours"]
-closing(precision=args.precision, speedup=min(results.values()), **results, max_abs_diff=float(max(differences)), same_choices=float(np.mean(same)))
+closing(
+    precision=args.precision,
+    speedup=min(results.values()),
+    **results,
+    max_abs_diff=float(max(differences)),
+    same_choices=float(np.mean(same)),
+)

@@ -33,8 +33,24 @@ def mirror(monkeypatch):
 
 def command(*words, cwd=ROOT, env=None, **kw):
     "Run one of the environment's commands for real; its output is captured."
-    return subprocess.run([str(BIN / words[0]), *map(str, words[1:])], cwd=cwd, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}, timeout=600, **kw)
+    return subprocess.run(
+        [str(BIN / words[0]), *map(str, words[1:])],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        timeout=600,
+        **kw,
+    )
+
+
+def cell_outputs(nb, kind=None):
+    "Outputs of a notebook, of one type or of all"
+    found = []
+    for cell in nb.cells:
+        found += cell.get("outputs", [])
+    return [o for o in found if kind in (None, o.output_type)]
 
 
 def committed_files():

@@ -1,4 +1,5 @@
-"Descriptive results against values by hand, a real model, and the committed records; figures that do not change."
+"Descriptive results against values by hand, a real model and the committed records."
+
 import re
 import subprocess
 import sys
@@ -9,14 +10,49 @@ import pytest
 from conftest import ROOT
 
 from junkdna_nb.base.config import StudyError
+from junkdna_nb.base.experiments import GlueConfig
 from junkdna_nb.base.records import load_items
 from junkdna_nb.evidence.descriptive import (
-    Flips, agreement, breaking_table, breaking_text, cartography, difficulty_table, flips,
-    flips_table, isotonic_p, kept_samples, largest_rise, markdown, populations, sentences,
-    special_records, steps_table, v_information)
-from junkdna_nb.evidence.plots import overlay, paper_points, split_condition, task_curves
+    Flips,
+    agreement,
+    bits_limit,
+    breaking_table,
+    cartography,
+    difficulty_table,
+    fewest_bits,
+    flips,
+    flips_table,
+    harder,
+    isotonic_p,
+    keep_limit,
+    keep_limits,
+    kept_samples,
+    largest_rise,
+    limit_text,
+    special_records,
+    steps_table,
+    v_information,
+)
+from junkdna_nb.evidence.plots import (
+    amounts_of,
+    harder_figure,
+    overlay,
+    overview,
+    split_condition,
+    task_curves,
+)
 from junkdna_nb.evidence.study import Run, Study, TaskRuns
-from junkdna_nb.base.experiments import GlueConfig
+from junkdna_nb.evidence.tables import (
+    PUBLISHED,
+    claims_table,
+    markdown,
+    paper_points,
+    paper_says,
+    populations,
+    readme_table,
+    sentences,
+    verdict_below,
+)
 
 
 def toy_task(right, n=8, seeds=(41,)):
@@ -25,7 +61,9 @@ def toy_task(right, n=8, seeds=(41,)):
     runs = [Run(c, "", s) for c in right for s in seeds]
     answers = [np.where(np.arange(n) < right[r.condition], labels, 1 - labels) for r in runs]
     chance = np.full(len(runs), 0.5)
-    return TaskRuns("toy", tuple(runs), labels, np.array(answers), "accuracy", "correlation_k", chance)
+    return TaskRuns(
+        "toy", tuple(runs), labels, np.array(answers), "accuracy", "correlation_k", chance
+    )
 
 
 def test_breaking_points_by_hand():
@@ -33,19 +71,43 @@ def test_breaking_points_by_hand():
     amounts, shares = kept_samples(task, resamples=500)
     assert np.allclose(amounts, [0.1, 0.2]) and np.allclose(shares[0], [5 / 6, 4 / 6])
     at = 0.1 * (1 - 0.95) / (1 - 5 / 6)
-    assert breaking_text(amounts, shares).startswith(f"{at:.2f} [")
+    assert limit_text(keep_limit(task, resamples=500)).startswith(f"{at:.2f} [")
     same = toy_task({"dense": 6, "sparse 0.1": 6})
-    assert breaking_text(*kept_samples(same, resamples=100)) == "above 0.1 [above 0.1, above 0.1]"
+    assert limit_text(keep_limit(same, resamples=100)) == "above 0.1 [above 0.1, above 0.1]"
+    assert keep_limit(toy_task({"dense": 6}), resamples=100) is None
     nothing = kept_samples(toy_task({"dense": 0, "sparse 0.1": 0}), resamples=100)[1]
     assert np.isfinite(nothing).all()
+
+
+def test_fewest_bits_by_hand():
+    "By a loop: the fewest bits from which on every share is high enough"
+    rng, bits = np.random.default_rng(0), [2, 3, 4, 8]
+    shares = rng.random((200, 4)) * 0.2 + 0.85
+    for share, found in zip(shares, fewest_bits(bits, shares), strict=True):
+        expected = np.inf
+        for amount, kept in zip(bits[::-1], share[::-1], strict=True):
+            if kept < 0.95:
+                break
+            expected = amount
+        assert found == expected
+    task = toy_task({"dense": 100, "4 bits": 99, "3 bits": 80}, n=200)
+    assert bits_limit(task, resamples=200).value == 4
+    assert amounts_of(task, "rounded") == {3.0: "3 bits", 4.0: "4 bits"}
 
 
 def test_seeds_are_averaged_and_a_seed_without_dense_is_left_out():
     task = toy_task({"dense": 6, "sparse 0.1": 3}, seeds=(41, 42))
     runs = tuple(r for r in task.runs if r != Run("dense", "", 42))
     at = [task.index[r] for r in runs]
-    part = TaskRuns("part", runs, task.labels, task.predictions[at], "accuracy", "correlation_k",
-                    np.full(3, 0.5))
+    part = TaskRuns(
+        "part",
+        runs,
+        task.labels,
+        task.predictions[at],
+        "accuracy",
+        "correlation_k",
+        np.full(3, 0.5),
+    )
     for one in (task, part):
         assert np.allclose(kept_samples(one, resamples=10)[1][0], 0.5)
 
@@ -82,7 +144,10 @@ def test_cartography_by_hand():
 
 def test_conditions_in_words():
     assert [split_condition(c) for c in ("dense", "rtn 2 bits", "sparse_to_dense 0.6")] == [
-        ("dense", 0.0), ("rtn", 2.0), ("sparse_to_dense", 0.6)]
+        ("dense", 0.0),
+        ("rtn", 2.0),
+        ("sparse_to_dense", 0.6),
+    ]
 
 
 def leaked_data(folder, leaked, rng):
@@ -124,19 +189,45 @@ def test_v_information_of_a_leaked_and_of_a_shuffled_label(runs, tmp_path, monke
 
 def test_no_records_at_all():
     study = Study(old=True)
-    tables = (breaking_table, steps_table, flips_table, difficulty_table)
-    assert [markdown(make(study)) for make in tables] == ["*not run*"] * 4
+    tables = (steps_table, flips_table, difficulty_table)
+    assert [markdown(make(study)) for make in tables] == ["*not run*"] * 3
+    assert markdown(breaking_table(keep_limits(study))) == "*not run*"
     assert len(agreement(difficulty_table(study))) == 0 and special_records(True) == {}
-    said = sentences(populations(), "C1 steeper", "C2 irreversible")
-    assert said.count("not run") == 4
+    both = populations()
+    assert sentences(both, "C1 steeper", "C2 irreversible").count("not run") == 4
+    assert readme_table(both[0].rows).count("not run") == 7
+    figure = harder_figure([harder(p) for p in both])
+    assert [t.get_text() for t in figure.axes[0].texts] == ["new tasks: not run"]
+
+
+def test_verdicts_say_how_sure_they_are(committed, monkeypatch):
+    monkeypatch.setenv("JUNKDNA_STUDY", str(committed))
+    both = populations()
+    for row in both[1].rows:
+        name = row.claim.name
+        below, table = verdict_below(both, name), claims_table(both, name)
+        assert row.claim.question in below and "What would change it: " in below
+        assert ("Verdict: " in below) == (row.verdict != "not run")
+        assert row.verdict in below and row.verdict in table
+        if row.verdict == "inconclusive":
+            assert re.search("would have shown|too few sources", below)
+            assert re.search("would have shown|too few sources", table)
+        assert ("no points" in below) == (name not in PUBLISHED)
+    assert paper_says("C2 irreversible").count(" %") == 2
+    assert max(line.count("|") for line in readme_table(both[1].rows).splitlines()) == 7
 
 
 def test_the_committed_records_say_something(committed, monkeypatch):
     monkeypatch.setenv("JUNKDNA_STUDY", str(committed))
     study = Study(old=True)
     measures = difficulty_table(study)
-    tables = [measures, agreement(measures, 200), breaking_table(study, resamples=500),
-              steps_table(study, 200), flips_table(study)]
+    tables = [
+        measures,
+        agreement(measures, 200),
+        breaking_table(keep_limits(study, 500)),
+        steps_table(study, 200),
+        flips_table(study),
+    ]
     for table in tables:
         assert len(table) >= 8 and not re.search(r"\b(nan|inf|none)\b", markdown(table).lower())
     assert measures["V-information"].notna().sum() >= 4
@@ -151,19 +242,36 @@ def test_overlay_has_every_published_curve():
     assert shown == ["sparse", "sparse, paper"]
 
 
+def test_of_many_tasks_the_mean_and_extremes_are_shown():
+    from dataclasses import replace
+
+    tasks = []
+    for i in range(12):
+        task = toy_task({"dense": 80, "sparse 0.4": 78 - i, "frozen 0.4": 78}, n=100)
+        tasks.append(replace(task, name=f"task {i}"))
+    groups = [(t.name, [(k, t, k, "") for k in ("sparse", "frozen")]) for t in tasks]
+    shown = overview(groups, most=4)
+    assert [title for title, _ in shown] == ["mean of 12 tasks", "task 11", "task 10", "task 9"]
+    assert [c.k for c in shown[0][1]] == [12, 12]
+    assert [title for title, _ in overview(groups, most=12)] == [t.name for t in tasks]
+
+
 DRAW = """
 import sys
 from junkdna_nb.evidence.claims import at, judge
 from junkdna_nb.evidence.plots import *
-from junkdna_nb.evidence.study import Study, average, mean_of, orders, task_effect
+from junkdna_nb.evidence.descriptive import harder, keep_limits
+from junkdna_nb.evidence.study import Study, average, mean_of, task_effect
+from junkdna_nb.evidence.tables import Population
 study, folder = Study(old=True), sys.argv[1]
 tasks, terms = study.usable(), mean_of(at("sparse"))
-rows = judge(study, ["C1 steeper", "C2 irreversible"])
+rows = judge(study, ["C1 steeper", "C2 irreversible", "C4 data", "C4 words"])
 save(verdict_figure(rows), "verdicts", folder)
-save(scale_figure(rows[0]), "scales", folder)
-save(difficulty_scatter({"signal": orders(tasks, terms, "signal")}), "difficulty", folder)
+save(harder_figure([harder(Population("old", study, rows))]), "difficulty", folder)
+save(keep_figure(keep_limits(study, 200)), "keep", folder)
 save(forest(average([task_effect(t, terms, "signal") for t in tasks])), "forest", folder)
-save(drop_curves(task_curves([(t.name, [("sparse", t, "sparse", "")]) for t in tasks])), "drops", folder)
+groups = [(t.name, [("sparse", t, "sparse", "")]) for t in tasks]
+save(drop_curves(task_curves(groups)), "drops", folder)
 """
 
 

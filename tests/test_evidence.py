@@ -1,4 +1,5 @@
 "Evidence stands apart: whatever a user runs, the study's records are read and never written."
+
 import hashlib
 import json
 import shutil
@@ -11,8 +12,8 @@ import pytest
 from conftest import ROOT, command
 
 from junkdna_nb.base import config, records
-from junkdna_nb.machinery.cli import find_digest, main
-from junkdna_nb.base.config import Config, StudyError, machine_precision, param
+from junkdna_nb.base.config import Config, StudyError, machine_precision, param, resolve_precision
+from junkdna_nb.base.experiments import EXPERIMENTS, GlueConfig, get_experiment
 from junkdna_nb.base.records import (
     arithmetic_of,
     comparable,
@@ -27,10 +28,9 @@ from junkdna_nb.base.records import (
 )
 from junkdna_nb.base.storage import record_places
 from junkdna_nb.evidence.study import Study
-from junkdna_nb.base.experiments import EXPERIMENTS, GlueConfig, get_experiment
-from junkdna_nb.base.models import resolve_precision
-from junkdna_nb.machinery.runner import record_failure
+from junkdna_nb.machinery.cli import find_digest, main
 from junkdna_nb.machinery.grid import make_plan, read_grid
+from junkdna_nb.machinery.runner import record_failure
 
 TINY = ["max_train=64", "max_eval=32", "epochs=1", "max_length=32"]
 OTHER = dict(bf16="fp32", fp32="bf16")
@@ -140,7 +140,7 @@ def test_a_baseline_of_other_arithmetic_is_refused(study, runs, monkeypatch):
 def test_one_digest_in_two_arithmetics_side_by_side(study, runs, tmp_path, monkeypatch, place):
     record = headline()
     config = GlueConfig.make(**record["config"])
-    if place == "study":   # the study's own records are made with both variables at one folder
+    if place == "study":  # the study's own records are made with both variables at one folder
         for folder in ("JUNKDNA_RUNS", "JUNKDNA_STUDY"):
             monkeypatch.setenv(folder, str(tmp_path / "both"))
         shutil.copytree(study, tmp_path / "both")
@@ -171,7 +171,7 @@ def test_a_run_made_again_takes_the_place_of_its_old_name(runs):
     old = runs / "02_glue" / f"{config.name.replace('-' + config.arithmetic, '')}.json"
     for path in (runs / "02_glue").glob(f"{config.name}.*"):
         path.rename(path.with_name(path.name.replace(config.name, old.stem)))
-    told = json.loads(old.read_text())   # as it was written before
+    told = json.loads(old.read_text())  # as it was written before
     del told["precision"]
     told |= dict(name=old.stem, items=told["items"] | dict(file=f"{old.stem}.parquet"))
     told["environment"]["precision"] = config.arithmetic
@@ -225,7 +225,7 @@ def test_a_plan_counts_the_studys_records_of_its_arithmetic(study, runs):
 
 def test_verdicts_are_judged_from_the_study_unless_others_are_asked_for(study, runs, capsys):
     records = [load_record(p) for p in load_runs("02_glue", where="study").path[:40]]
-    for record in records:   # as if the same points had been run here, in the other arithmetic
+    for record in records:  # as if the same points had been run here, in the other arithmetic
         config = GlueConfig.make(**record["config"])
         own = {**record, **{k: new_record(config, "fp32")[k] for k in ("name", "precision")}}
         own["environment"] = {**record["environment"], "precision": "fp32"}
@@ -294,6 +294,7 @@ def test_processors_of_either_kind(monkeypatch, flags, expected):
 @dataclass(frozen=True)
 class Longer(GlueConfig):
     "02_glue with a parameter it got later"
+
     clip: float = param(1.0, "(0, inf)", later=True)
 
 
@@ -304,11 +305,11 @@ def test_a_field_added_later_orphans_no_record(study, runs, monkeypatch):
     for record in map(load_record, made.path):
         config = get_experiment("02_glue").make(**record["config"])
         assert config == Longer(**record["config"]) and asdict(config) == record["config"]
-        assert config.unused() == record["unused"]
+        assert config.unused_fields() == record["unused"]
         before = GlueConfig(**{k: v for k, v in record["config"].items() if k != "clip"})
-        assert config.digest == before.digest != config.but(clip=2).digest
+        assert config.digest == before.digest != config.replace(clip=2).digest
     dense = Longer(mode="dense", clip=2.0)
-    assert dense.digest == dense.but(sparsity=0.1).digest
+    assert dense.digest == dense.replace(sparsity=0.1).digest
     assert find_record(Longer(), "bf16")["digest"] == GlueConfig().digest
     assert find_record(Longer(clip=2), "bf16") is None
     assert Config.canonical(Longer(clip=2))["clip"] == 2.0

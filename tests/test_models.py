@@ -1,4 +1,5 @@
 "Real models from packages, a mirror folder, and everything that can be wrong with a file."
+
 import os
 import shutil
 import zipfile
@@ -6,22 +7,23 @@ import zipfile
 import pytest
 import torch
 
-from junkdna_nb.base import packages
+from junkdna_nb.base import models, packages
 from junkdna_nb.base.config import StudyError
-from junkdna_nb.base.storage import cache_dir
 from junkdna_nb.base.models import (
     ALIASES,
     check_model_name,
+    count_parameters,
     load_classifier,
     load_tokenizer,
     resolve_model,
 )
 from junkdna_nb.base.packages import Packaged, fetch, read_member
+from junkdna_nb.base.storage import cache_dir
 
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    "A cache of its own that shares the fetched archives (by hard link) but nothing that was built from them"
+    "A cache of its own that shares the fetched archives by hard link, and nothing built from them"
     fetch(ALIASES["minilm"].packages[0])
     cache = tmp_path / "cache"
     (cache / "packages").mkdir(parents=True)
@@ -31,25 +33,61 @@ def own_cache(tmp_path, monkeypatch):
     return cache
 
 
-@pytest.mark.parametrize("alias,parameters", [("minilm", 22_713_986), ("mpnet", 109_488_242), ("smollm2", 134_516_160)])
+@pytest.mark.parametrize(
+    "alias,parameters", [("minilm", 22_713_986), ("mpnet", 109_488_242), ("smollm2", 134_516_160)]
+)
 def test_packaged_models_load_and_answer(alias, parameters):
     source = resolve_model(alias)
     assert source.kind == "package" and resolve_model(alias) == source
     tokenizer = load_tokenizer(source)
-    model, fresh = load_classifier(source, 2, 41, tokenizer)
-    assert all("classifier" in n or "score" in n for n in fresh) and fresh
+    model, new = load_classifier(source, 2, 41, tokenizer)
+    assert all("classifier" in n or "score" in n for n in new) and new
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.01)
     with torch.no_grad():
-        logits = model.eval()(**tokenizer(["a fine film", "a dull one, much too long"], padding=True, return_tensors="pt")).logits
-    assert logits.shape == (2, 2) and torch.isfinite(logits).all() and not torch.equal(logits[0], logits[1])
+        logits = model.eval()(
+            **tokenizer(
+                ["a fine film", "a dull one, much too long"], padding=True, return_tensors="pt"
+            )
+        ).logits
+    assert (
+        logits.shape == (2, 2)
+        and torch.isfinite(logits).all()
+        and not torch.equal(logits[0], logits[1])
+    )
+
+
+def test_gemma_is_built_from_its_parts():
+    "Four parts make one GGUF file; skipped where they have not been fetched"
+    alias = ALIASES["gemma3"]
+    if not all((packages.packages_dir() / package.file).is_file() for package in alias.packages):
+        pytest.skip("the packages of gemma3 are not in the cache")
+    source = resolve_model("gemma3")
+    assert source.kind == "package" and count_parameters(source) == 268_098_176
+    tokenizer = load_tokenizer(source)
+    assert tokenizer("Paris")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_terms_are_stated_at_the_first_use(capsys):
+    models._state_terms("gemma3")
+    models._state_terms("smollm2")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Gemma Terms of Use" in line and "ai.google.dev/gemma/terms" in line
 
 
 def test_converted_decoder_speaks():
     "The 4-bit file was expanded to weights that still know something"
     from transformers import AutoModelForCausalLM
+
     source = resolve_model("smollm2")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(source.folder, dtype="float32"), load_tokenizer(source)
-    out = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(source.folder, dtype="float32"),
+        load_tokenizer(source),
+    )
+    out = model.generate(
+        **tokenizer("The capital of France is", return_tensors="pt"),
+        max_new_tokens=4,
+        do_sample=False,
+    )
     assert "Paris" in tokenizer.decode(out[0])
 
 
@@ -64,8 +102,15 @@ def test_alias_falls_back_to_the_mirror_and_says_why_not(own_cache, monkeypatch,
     real = resolve_model("minilm").folder
     monkeypatch.setenv("JUNKDNA_CACHE", str(tmp_path / "empty"))
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no route")))
-    with pytest.raises(StudyError, match="model 'minilm' was not found: .*pip is not installed.*hub cannot be reached.*three ways"):
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no route")),
+    )
+    with pytest.raises(
+        StudyError,
+        match="model 'minilm' was not found: .*pip is not installed.*"
+        "hub cannot be reached.*three ways",
+    ):
         resolve_model("minilm")
     monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path))
     shutil.copytree(real, tmp_path / "models" / ALIASES["minilm"].hub_id)
@@ -123,7 +168,9 @@ def test_archive_paths_are_not_trusted(tmp_path):
         read_member(archive, "m/absent.json")
 
 
-@pytest.mark.parametrize("name", ["minlm", "", "a/b/c", "../../etc/passwd", "/abs/olute", "roberta-lrge"])
+@pytest.mark.parametrize(
+    "name", ["minlm", "", "a/b/c", "../../etc/passwd", "/abs/olute", "roberta-lrge"]
+)
 def test_names_that_are_none(name):
     with pytest.raises(StudyError, match="unknown model"):
         check_model_name(name)

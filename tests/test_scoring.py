@@ -1,11 +1,28 @@
-"Scoring against a naive reference, one sequence at a time in float32; questions, their splits and their answers."
+"Scoring against a naive reference, one sequence at a time in float32; questions and answers."
+
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import (BloomConfig, BloomForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM,
-                          LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM)
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from junkdna_nb.base.config import StudyError
 from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model
@@ -23,15 +40,47 @@ from junkdna_nb.base.questions import (
 )
 from junkdna_nb.decoding.scoring import SCORES, Request, Scorer, make_request, score_options
 
-SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+SMALL = dict(
+    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50
+)
 DECODERS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=1)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, num_key_value_heads=1)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=256, bos_token_id=0, eos_token_id=0)),
-    "opt": lambda: OPTForCausalLM(OPTConfig(hidden_size=16, word_embed_proj_dim=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, vocab_size=50, max_position_embeddings=256)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            vocab_size=50,
+            n_positions=256,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    ),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(
+            hidden_size=16,
+            word_embed_proj_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            ffn_dim=32,
+            vocab_size=50,
+            max_position_embeddings=256,
+        )
+    ),
     "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)),
-    "bloom": lambda: BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=50)),   # biases by distance, no positions
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=8, num_key_value_heads=1, layer_types=["sliding_attention", "full_attention"], sliding_window=4)),
+    "bloom": lambda: BloomForCausalLM(
+        BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=50)
+    ),  # biases by distance, no positions
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **SMALL,
+            head_dim=8,
+            num_key_value_heads=1,
+            layer_types=["sliding_attention", "full_attention"],
+            sliding_window=4,
+        )
+    ),
 }
 _built = {}
 
@@ -48,8 +97,10 @@ def naive(model, request):
     ids = torch.tensor([request.context + request.continuation])
     logp = model(input_ids=ids).logits[0].float().log_softmax(-1)
     n = len(request.context)
-    rows = logp[n - 1:-1]
-    return rows[range(len(request.continuation)), list(request.continuation)].numpy(), bool((rows.argmax(-1) == ids[0, n:]).all())
+    rows = logp[n - 1 : -1]
+    return rows[range(len(request.continuation)), list(request.continuation)].numpy(), bool(
+        (rows.argmax(-1) == ids[0, n:]).all()
+    )
 
 
 def agree(scored, model, requests, atol=2e-5):
@@ -58,9 +109,24 @@ def agree(scored, model, requests, atol=2e-5):
         assert np.allclose(s.log_probabilities, expected, atol=atol) and s.greedy == greedy
 
 
+def each_option(items):
+    "(question, option) of every option of [(question, options)]"
+    for question, options in items:
+        for option in options:
+            yield question, option
+
+
 tokens = st.integers(1, 49)
-trees = st.lists(tokens, max_size=30).flatmap(lambda shots: st.lists(st.tuples(st.lists(tokens, min_size=1, max_size=8), st.lists(st.lists(tokens, min_size=1, max_size=4), min_size=1, max_size=5)), min_size=1, max_size=6).map(
-    lambda items: [Request(tuple(shots + q), tuple(o)) for q, options in items for o in options]))
+trees = st.lists(tokens, max_size=30).flatmap(
+    lambda shots: st.lists(
+        st.tuples(
+            st.lists(tokens, min_size=1, max_size=8),
+            st.lists(st.lists(tokens, min_size=1, max_size=4), min_size=1, max_size=5),
+        ),
+        min_size=1,
+        max_size=6,
+    ).map(lambda items: [Request(tuple(shots + q), tuple(o)) for q, o in each_option(items)])
+)
 
 
 @settings(deadline=None, max_examples=60)
@@ -75,29 +141,46 @@ def test_merged_beginnings_change_nothing(requests, row_tokens, name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_family_is_scored_right_or_one_by_one(name):
     rng = np.random.default_rng(0)
-    draw = lambda n: tuple(int(t) for t in rng.integers(1, 50, n))
+
+    def draw(n):
+        return tuple(int(t) for t in rng.integers(1, 50, n))
+
     shots = draw(30)
-    requests = [Request(shots + draw(rng.integers(2, 9)), draw(rng.integers(1, 4))) for _ in range(12)]
+    requests = [
+        Request(shots + draw(rng.integers(2, 9)), draw(rng.integers(1, 4))) for _ in range(12)
+    ]
     scorer = Scorer(decoder(name))
     agree(scorer.score(requests), decoder(name), requests)
     assert scorer.share == (name not in ("bloom", "gemma3"))
-    assert scorer.computed < sum(len(r.context) + len(r.continuation) for r in requests) or not scorer.share
+    assert (
+        scorer.computed < sum(len(r.context) + len(r.continuation) for r in requests)
+        or not scorer.share
+    )
 
 
 def test_results_do_not_depend_on_what_else_is_asked():
     rng = np.random.default_rng(1)
-    draw = lambda n: tuple(int(t) for t in rng.integers(1, 50, n))
+
+    def draw(n):
+        return tuple(int(t) for t in rng.integers(1, 50, n))
+
     requests = [Request(draw(5), draw(3)) for _ in range(20)]
     together = Scorer(decoder("llama")).score(requests)
     for i in (3, 11):
-        alone, = Scorer(decoder("llama")).score([requests[i]])
+        (alone,) = Scorer(decoder("llama")).score([requests[i]])
         assert np.allclose(alone.log_probabilities, together[i].log_probabilities, atol=2e-5)
     turned = Scorer(decoder("llama")).score(requests[::-1])
-    assert all(np.array_equal(a.log_probabilities, b.log_probabilities) for a, b in zip(together, turned[::-1]))
+    assert all(
+        np.array_equal(a.log_probabilities, b.log_probabilities)
+        for a, b in zip(together, turned[::-1], strict=True)
+    )
 
 
 def test_prompts_longer_than_the_context_are_refused():
-    with pytest.raises(StudyError, match=r"a prompt of 300 tokens is longer than the model's context \(allowed: at most 256\)"):
+    with pytest.raises(
+        StudyError,
+        match=r"a prompt of 300 tokens is longer than the model's context \(allowed: at most 256\)",
+    ):
         Scorer(decoder("gpt2")).score([Request((1,) * 299, (2,))])
 
 
@@ -113,25 +196,36 @@ def test_the_packaged_decoder_knows_capitals(smollm2):
     data = load_questions("facts", max_eval=24, kind="capital")
     shots = "".join(f"Question: {q.question}\nAnswer: {q.answers[0]}\n\n" for q in data.shots[:3])
     contexts = [f"{shots}Question: {q.question}\nAnswer:" for q in data.asked]
-    options = [[f" {o}" for o in q.options[:4]] for q in data.asked]
+    options = [list(map(" {}".format, q.options[:4])) for q in data.asked]
     scorer = Scorer(model)
     assert scorer.share
     rows = score_options(scorer, tokenizer, contexts, options, [0] * len(contexts))
     for i in (0, 9):
-        expected = [float(naive(model, make_request(tokenizer, contexts[i], o))[0].sum()) for o in options[i]]
+        expected = [
+            float(naive(model, make_request(tokenizer, contexts[i], o))[0].sum())
+            for o in options[i]
+        ]
         assert np.allclose(rows[i]["log_likelihoods"], expected, atol=1e-3)
-    assert np.mean([r["raw"]["correct"] for r in rows]) > 0.6   # chance is 0.25
+    assert np.mean([r["raw"]["correct"] for r in rows]) > 0.6  # chance is 0.25
     for r in rows:
         for s in SCORES:
-            assert r[s]["correct"] == (r[s]["margin"] > 0) and r[s]["chosen"] == int(np.argmax(r[s]["scores"]))
+            assert r[s]["correct"] == (r[s]["margin"] > 0) and r[s]["chosen"] == int(
+                np.argmax(r[s]["scores"])
+            )
 
 
 def test_tokens_are_split_where_the_context_ends(smollm2):
     _, tokenizer = smollm2
-    a, b = make_request(tokenizer, "The sky is ", "blue"), make_request(tokenizer, "The sky is", " blue")
+    a, b = (
+        make_request(tokenizer, "The sky is ", "blue"),
+        make_request(tokenizer, "The sky is", " blue"),
+    )
     assert a == b and tokenizer.decode(a.continuation) == " blue"
-    glued = make_request(tokenizer, "The sky is", "blue")   # without the space other tokens
-    assert glued.continuation != a.continuation and tokenizer.decode(glued.context + glued.continuation) == "The sky isblue"
+    glued = make_request(tokenizer, "The sky is", "blue")  # without the space other tokens
+    assert (
+        glued.continuation != a.continuation
+        and tokenizer.decode(glued.context + glued.continuation) == "The sky isblue"
+    )
     start = make_request(tokenizer, "", "Blue")
     assert len(start.context) == 1 and tokenizer.decode(start.continuation) == "Blue"
     for empty in ("", "  "):
@@ -139,9 +233,21 @@ def test_tokens_are_split_where_the_context_ends(smollm2):
             make_request(tokenizer, "The sky is", empty)
 
 
-@pytest.mark.parametrize("a, b, em, f1", [
-    ("The Beatles", ["beatles"], 1, 1), ("a  an THE cat", ["cat"], 1, 1), ("U.S.", ["us"], 1, 1), ("well-known", ["wellknown"], 1, 1), ("naïve café", ["Naïve Café!"], 1, 1),
-    ("New York City", ["New York"], 0, 0.8), ("Paris", ["London", "paris, France"], 0, 2 / 3), ("dog", ["cat"], 0, 0), ("to be or not to be", ["to be"], 0, 4 / 8), ("theatre", ["the theatre"], 1, 1)])
+@pytest.mark.parametrize(
+    "a, b, em, f1",
+    [
+        ("The Beatles", ["beatles"], 1, 1),
+        ("a  an THE cat", ["cat"], 1, 1),
+        ("U.S.", ["us"], 1, 1),
+        ("well-known", ["wellknown"], 1, 1),
+        ("naïve café", ["Naïve Café!"], 1, 1),
+        ("New York City", ["New York"], 0, 0.8),
+        ("Paris", ["London", "paris, France"], 0, 2 / 3),
+        ("dog", ["cat"], 0, 0),
+        ("to be or not to be", ["to be"], 0, 4 / 8),
+        ("theatre", ["the theatre"], 1, 1),
+    ],
+)
 def test_answers_are_compared_by_the_rules_of_squad(a, b, em, f1):
     assert exact_match(a, b) == em and answer_f1(a, b) == pytest.approx(f1)
 
@@ -150,12 +256,17 @@ def test_answers_are_compared_by_the_rules_of_squad(a, b, em, f1):
 def test_packaged_questions_are_fair(name):
     data = load_questions(name)
     assert len(data.asked) > 500
-    text = lambda q: normalize_answer(q.passage + q.question)
+
+    def text(q):
+        return normalize_answer(q.passage + q.question)
+
     assert not {text(q) for q in data.asked} & {text(q) for q in data.shots}
     for q in data.asked + data.shots:
         normal = [normalize_answer(o) or o for o in q.options]
         assert len(set(normal)) == len(normal)
-        assert not {normalize_answer(o) for i, o in enumerate(q.options) if i != q.gold} & {normalize_answer(a) for a in q.answers}
+        assert not {normalize_answer(o) for i, o in enumerate(q.options) if i != q.gold} & {
+            normalize_answer(a) for a in q.answers
+        }
     assert load_questions(name, max_eval=40).asked == load_questions(name, max_eval=80).asked[:40]
 
 
@@ -166,23 +277,39 @@ def test_hub_questions_are_read_from_the_mirror(mirror, name):
         pytest.skip(f"no mirror of {task.source}")
     data = load_questions(name)
     assert len(data.asked) >= 300 and len(data.shots) >= 50
-    assert all(q.options for q in data.asked) == (task.format != "open") and (task.format == "choice" or all(q.answers for q in data.asked))
+    assert all(q.options for q in data.asked) == (task.format != "open") and (
+        task.format == "choice" or all(q.answers for q in data.asked)
+    )
     if name == "arc_easy":
-        assert {len(q.options) for q in data.asked} == {3, 4, 5} and {q.chance for q in data.asked} == {1 / 3, 1 / 4, 1 / 5}
+        assert {len(q.options) for q in data.asked} == {3, 4, 5} and {
+            q.chance for q in data.asked
+        } == {1 / 3, 1 / 4, 1 / 5}
     if name == "squad":
-        assert all(any(a in q.passage for a in q.answers) for q in data.asked)
+        for q in data.asked:
+            assert any(a in q.passage for a in q.answers)
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=3, max_size=9, unique=True), st.data())
+@given(
+    st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=3, max_size=9, unique=True),
+    st.data(),
+)
 def test_options_are_nested_and_keep_their_order(texts, draw):
     gold, seed = draw.draw(st.integers(0, len(texts) - 1)), draw.draw(st.integers(0, 5))
     q, smaller = Question("q", "?", tuple(texts), gold), ()
     for n in range(2, len(texts) + 1):
         varied = with_options(q, n, seed)
-        assert len(set(varied.options)) == n and varied.options[varied.gold] == texts[gold] and varied.chance == 1 / n
-        assert [o for o in varied.options if o in smaller] == list(smaller)   # what was there is there, in the same order
-        assert set(with_options(q, n, seed + 1).options) == set(varied.options)   # the seed turns the order only
+        assert (
+            len(set(varied.options)) == n
+            and varied.options[varied.gold] == texts[gold]
+            and varied.chance == 1 / n
+        )
+        assert [o for o in varied.options if o in smaller] == list(
+            smaller
+        )  # what was there is there, in the same order
+        assert set(with_options(q, n, seed + 1).options) == set(
+            varied.options
+        )  # the seed turns the order only
         smaller = varied.options
 
 
@@ -190,7 +317,9 @@ def test_demonstrations_are_nested_and_never_asked():
     data = load_questions("facts", max_eval=50)
     for seed in range(3):
         eight = demonstrations(data, 8, seed)
-        assert demonstrations(data, 4, seed) == eight[:4] and not {q.id for q in eight} & {q.id for q in load_questions("facts").asked}
+        assert demonstrations(data, 4, seed) == eight[:4] and not {q.id for q in eight} & {
+            q.id for q in load_questions("facts").asked
+        }
         assert prompt(data.asked[0], eight[:2]) in prompt(data.asked[0], (eight[7],) + eight[:2])
     assert demonstrations(data, 8, 0) != demonstrations(data, 8, 1)
 
@@ -205,15 +334,22 @@ def test_other_passages_never_hold_the_answer(mirror):
                 assert len(passages) == n + 1 and passages[at] == q.passage
             others = set(passages) - {q.passage}
             assert before <= others and len(others) == n
-            assert not any(f" {normalize_answer(a)} " in f" {normalize_answer(p)} " for p in others for a in q.answers)
+            for passage, answer in itertools.product(others, q.answers):
+                assert f" {normalize_answer(answer)} " not in f" {normalize_answer(passage)} "
             before = others
-    assert "Passage" not in prompt(q) and prompt(q, book=True).count("Passage: ") == 1 and prompt(q, passages=passages).count("Passage: ") == 10
+    assert (
+        "Passage" not in prompt(q)
+        and prompt(q, book=True).count("Passage: ") == 1
+        and prompt(q, passages=passages).count("Passage: ") == 10
+    )
 
 
 def test_a_question_must_be_answerable():
     with pytest.raises(StudyError, match="neither options nor answers"):
         Question("q", "?")
-    with pytest.raises(StudyError, match=r"gold=-1 of question 'q' is out of range \(allowed: 0 to 1\)"):
+    with pytest.raises(
+        StudyError, match=r"gold=-1 of question 'q' is out of range \(allowed: 0 to 1\)"
+    ):
         Question("q", "?", ("a", "b"), -1)
 
 
@@ -221,6 +357,9 @@ def test_a_missing_data_set_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from junkdna_nb.base import questions
+
     questions._all_questions.cache_clear()
-    with pytest.raises(StudyError, match="data of task 'piqa' was not found .* use a packaged task"):
+    with pytest.raises(
+        StudyError, match="data of task 'piqa' was not found .* use a packaged task"
+    ):
         load_questions("piqa")

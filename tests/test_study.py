@@ -1,4 +1,6 @@
 "Records become tasks, tasks become effects: against numbers worked out by hand."
+
+import itertools
 import os
 
 import numpy as np
@@ -6,10 +8,10 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from junkdna_nb.base.experiments import GlueConfig, OptionsConfig
 from junkdna_nb.base.records import new_record, save_record
 from junkdna_nb.evidence.claims import CLAIMS, DATA_LEVELS, WORD_LEVELS, contrast_of
 from junkdna_nb.evidence.study import Run, Study, average, mean_of, orders, task_effect, usability
-from junkdna_nb.base.experiments import GlueConfig, OptionsConfig
 from junkdna_nb.machinery.grid import read_grid
 
 N = 200
@@ -20,13 +22,24 @@ def write(folder, right, ids=None, created="2026-01-01", task="tweet_irony", **p
     "A fine-tuning record whose model has the first `right` items right"
     config = GlueConfig.make(task=task, precision="bf16", **params)
     predicted = np.where(np.arange(N) < right, LABELS, 1 - LABELS)
-    items = pd.DataFrame(dict(set="validation", id=ids or [str(i) for i in range(N)], label=LABELS,
-                              prediction=predicted, correct=predicted == LABELS))
+    items = pd.DataFrame(
+        dict(
+            set="validation",
+            id=ids or [str(i) for i in range(N)],
+            label=LABELS,
+            prediction=predicted,
+            correct=predicted == LABELS,
+        )
+    )
     metric = "accuracy"
     record = new_record(config, "bf16") | dict(
-        created=created, metric=metric, scale="by hand", origin=dict(model="package", data="here"),
+        created=created,
+        metric=metric,
+        scale="by hand",
+        origin=dict(model="package", data="here"),
         metrics={metric: dict(value=right / N, se=0.0, n=N, chance=0.5, human=0.9)},
-        environment=dict(precision="bf16", device="cpu", versions={}))
+        environment=dict(precision="bf16", device="cpu", versions={}),
+    )
     save_record(record, items, folder / "02_glue")
 
 
@@ -43,9 +56,12 @@ def test_an_effect_by_hand(study):
         write(study, dense, mode="dense", seed=seed)
         write(study, sparse, mode="sparse", sparsity=0.6, seed=seed)
     [task] = Study().encoder()
-    assert task.runs == tuple(Run(c, "", s) for c in ("dense", "sparse 0.6") for s in (41, 42))
+    pairs = itertools.product(("dense", "sparse 0.6"), (41, 42))
+    assert task.runs == tuple(Run(c, "", s) for c, s in pairs)
     points = task_effect(task, mean_of(["sparse 0.6"]), "points")
-    assert points.by_seed == pytest.approx((20 / N, 26 / N)) and points.value == pytest.approx(23 / N)
+    assert points.by_seed == pytest.approx((20 / N, 26 / N)) and points.value == pytest.approx(
+        23 / N
+    )
     signal = task_effect(task, mean_of(["sparse 0.6"]), "signal")
     z = [np.arctanh(2 * r / N - 1) for r in (180, 160, 176, 150)]
     assert signal.value == pytest.approx((z[0] - z[1] + z[2] - z[3]) / 2, abs=1e-9)
@@ -104,20 +120,28 @@ def test_a_level_at_chance_is_not_usable(study):
     records = Study()
     assert [t.name for t in records.usable()] == ["tweet_irony"]
     assert records.usable(levels=("", "data 0.1")) == []
-    [bad] = [u for u in usability(records.encoder(), ("data 0.1",))]
+    [bad] = usability(records.encoder(), ("data 0.1",))
     assert not bad.usable and "below 0.1" in bad.reason
 
 
 def ask(folder, seed, method, right, **params):
     "A record of 03 with two levels, of which the model has the first `right` items right"
-    config = OptionsConfig.make(task="arc_challenge", method=method, seed=seed, options="2 4", precision="bf16", **params)
+    config = OptionsConfig.make(
+        task="arc_challenge", method=method, seed=seed, options="2 4", precision="bf16", **params
+    )
     rows, levels = [], []
-    for level, count in zip((2, 4), right):
+    for level, count in zip((2, 4), right, strict=True):
         rows += [dict(level=level, draw=0, id=str(i), correct=float(i < count)) for i in range(N)]
         levels.append(dict(level=level, metric="accuracy", value=count / N, chance=1 / level))
     record = new_record(config, "bf16") | dict(
-        created="2026-01-01", metric="accuracy_4", scale="by hand", origin=dict(model="package", data="here"), levels=levels,
-        metrics=dict(accuracy_4=dict(value=right[1] / N)), environment=dict(precision="bf16", device="cpu", versions={}))
+        created="2026-01-01",
+        metric="accuracy_4",
+        scale="by hand",
+        origin=dict(model="package", data="here"),
+        levels=levels,
+        metrics=dict(accuracy_4=dict(value=right[1] / N)),
+        environment=dict(precision="bf16", device="cpu", versions={}),
+    )
     save_record(record, pd.DataFrame(rows), folder / "03_options")
 
 
@@ -130,7 +154,9 @@ def test_levels_of_questions_and_their_draws(study):
     [task] = Study().decoder("03_options")
     assert {r.level for r in task.runs} == {"2", "4"} and task.seeds == (41, 42)
     two = task_effect(task, mean_of(["sparse 0.3"], "2"), "signal")
-    assert two.value == pytest.approx(2**0.5 * (norm.ppf(0.9) - norm.ppf(0.8)), abs=1e-5)   # d' of two alternatives
+    assert two.value == pytest.approx(
+        2**0.5 * (norm.ppf(0.9) - norm.ppf(0.8)), abs=1e-5
+    )  # d' of two alternatives
     assert len(two.by_seed) == 2
 
 
@@ -144,18 +170,34 @@ def test_one_task_has_no_mean_and_no_order(study):
 
 
 def test_what_claims_ask_for_is_in_the_grid():
-    "Every condition and level of the frozen design is a point of the confirmatory grid, and every arm a block"
-    from junkdna_nb.evidence.study import condition_of, level_of
+    "The frozen design's conditions and levels are points of the confirmatory grid, its arms blocks"
     from dataclasses import asdict
+
+    from junkdna_nb.evidence.study import condition_of, level_of
 
     if not os.environ.get("JUNKDNA_MIRROR"):
         os.environ.pop("JUNKDNA_MIRROR", None)
     points, _ = read_grid(ROOT / "nbs/configs/confirmatory.yaml")
     blocks = {p.block for p in points}
-    wanted = {b for c in CLAIMS.values() for b in c.arm.split(",")}
+    wanted = set(",".join(c.arm for c in CLAIMS.values()).split(","))
     assert wanted <= blocks, wanted - blocks
-    of = {(condition_of(asdict(p.config)), level_of(asdict(p.config), 2)) for p in points if p.config.experiment == "02_glue"}
-    for condition in ("sparse 0.4", "sparse 0.8", "frozen 0.6", "sparse_to_dense 0.8", "random 0.6", "4 bits", "3 bits", "sparse 0.2", "wanda 0.6", "sparse 4:8"):
+    of = {
+        (condition_of(asdict(p.config)), level_of(asdict(p.config), 2))
+        for p in points
+        if p.config.experiment == "02_glue"
+    }
+    for condition in (
+        "sparse 0.4",
+        "sparse 0.8",
+        "frozen 0.6",
+        "sparse_to_dense 0.8",
+        "random 0.6",
+        "4 bits",
+        "3 bits",
+        "sparse 0.2",
+        "wanda 0.6",
+        "sparse 4:8",
+    ):
         assert (condition, "") in of, condition
     for level in (*DATA_LEVELS, *WORD_LEVELS):
         assert {("dense", level), ("sparse 0.6", level), ("sparse 0.8", level)} <= of, level

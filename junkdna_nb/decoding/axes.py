@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 # %% ../../nbs/33_axes.ipynb #e02dc10d
-from ..base.config import StudyError
+from ..base.config import StudyError, resolve_precision
 from junkdna_nb.base.experiments import (
     ContextConfig,
     DecoderConfig,
@@ -35,7 +35,6 @@ from junkdna_nb.base.models import (
     load_decoder,
     load_tokenizer,
     resolve_model,
-    resolve_precision,
 )
 from junkdna_nb.base.questions import (
     QuestionData,
@@ -599,9 +598,9 @@ def _compress(config: DecoderConfig, model, bench: Bench):
         fields = ("sparsity",)
     how = {name: getattr(config, name) for name in fields}
     if fields == ("sparsity",):
-        how["per"] = config.per
+        how["granularity"] = config.resolved_granularity
     text = None
-    if "calibration" not in config.idle():
+    if "calibration" not in config.unused_fields():
         size = dict(windows=config.calibration_windows, length=config.calibration_length)
         text = load_text(bench.tokenizer, config.calibration, **size, seed=config.seed)
     arithmetic = dict(seed=config.seed, precision=bench.precision)

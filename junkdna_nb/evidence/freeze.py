@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['statements_sha256', 'protocol_text', 'frozen_parts', 'read_lock', 'write_lock', 'changed', 'undeclared']
 
-# %% ../../nbs/47_freeze.ipynb #5aa52a12
+# %% ../../nbs/47_freeze.ipynb #831100e3
 import ast
 import dataclasses
 import hashlib
@@ -13,60 +13,65 @@ import json
 import re
 from pathlib import Path
 
-from ..base.tasks import TASKS
 from ..base.config import StudyError
 from ..base.storage import project_root, write_atomic
+from ..base.tasks import TASKS
 
 _MODULES = ("measures", "resampling", "inference", "study", "claims")
 _LOCK = Path("nbs/configs/protocol.lock")
 _GRID = Path("nbs/configs/confirmatory.yaml")
 _PROTOCOL = Path("nbs/01_protocol.ipynb")
 
-# %% ../../nbs/47_freeze.ipynb #2c58149d
+# %% ../../nbs/47_freeze.ipynb #e431c638
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def statements_sha256(source: str) -> str:
-    "SHA-256 of the statements of Python source, without comments and docstrings"
+    "Hash the statements of Python source, without comments and docstrings (SHA-256)"
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if not isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) or not body:
             continue
         first = body[0]
+        # a docstring is a first statement that is a constant
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             first.value.value = ""
     return _sha256(ast.dump(tree))
 
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-# %% ../../nbs/47_freeze.ipynb #7cd29444
+# %% ../../nbs/47_freeze.ipynb #552170e0
 def protocol_text(root: Path, after: bool = False) -> str:
-    "Text of 01_protocol before the section Deviations, or after its heading"
+    "Read the text of 01_protocol before the section Deviations, or after its heading"
     cells = json.loads((root / _PROTOCOL).read_text())["cells"]
     text = "\n".join("".join(c["source"]) for c in cells)
     before, _, rest = text.partition("## Deviations")
     return rest if after else before
 
-
-def frozen_parts(root=None) -> dict:
-    "Name -> SHA-256 of everything that is frozen, as it is now"
-    import yaml
-
-    root = Path(root or project_root())
-    grid = yaml.safe_load((root / _GRID).read_text())["blocks"]
-    rows = {name: _row(t) for name, t in sorted(TASKS.items()) if t.set == "confirmatory"}
-    parts = dict(grid=_sha256(json.dumps(grid, sort_keys=True)), tasks=_sha256(json.dumps(rows)))
-    parts["protocol"] = _sha256(" ".join(protocol_text(root).split()))
-    for name in _MODULES:
-        parts[name] = statements_sha256((root / f"junkdna_nb/evidence/{name}.py").read_text())
-    return parts
+# %% ../../nbs/47_freeze.ipynb #8889a729
 def _row(task) -> dict:
     "What a task's row says, without the place of its file"
     return {k: v for k, v in dataclasses.asdict(task).items() if k != "file"}
 
-# %% ../../nbs/47_freeze.ipynb #cce5fc7d
+
+def frozen_parts(root=None) -> dict:
+    "Hash everything that is frozen, as it is now: name -> SHA-256"
+    import yaml
+
+    root = Path(root or project_root())
+    # the grid, the new tasks and the protocol
+    grid = yaml.safe_load((root / _GRID).read_text())["blocks"]
+    rows = {name: _row(t) for name, t in sorted(TASKS.items()) if t.set == "confirmatory"}
+    parts = dict(grid=_sha256(json.dumps(grid, sort_keys=True)), tasks=_sha256(json.dumps(rows)))
+    parts["protocol"] = _sha256(" ".join(protocol_text(root).split()))
+    # the code that judges
+    for name in _MODULES:
+        parts[name] = statements_sha256((root / f"junkdna_nb/evidence/{name}.py").read_text())
+    return parts
+
+# %% ../../nbs/47_freeze.ipynb #ee7974e5
 def read_lock(root=None) -> dict:
-    "Name -> SHA-256 as it was frozen"
+    "Read the hashes as they were frozen (name -> SHA-256); raises StudyError without a lock"
     path = Path(root or project_root()) / _LOCK
     try:
         lines = path.read_text().splitlines()
@@ -75,24 +80,28 @@ def read_lock(root=None) -> dict:
     pairs = [line.split() for line in lines if line.strip() and not line.startswith("#")]
     return {name: digest for digest, name in pairs}
 
-
+# %% ../../nbs/47_freeze.ipynb #205a7f92
 def write_lock(root=None) -> Path:
     "Freeze what there is now"
     root = Path(root or project_root())
-    lines = ["# What was settled before the confirmatory runs (SHA-256). See nbs/01_protocol.ipynb."]
+    lines = [
+        "# What was settled before the confirmatory runs (SHA-256). See nbs/01_protocol.ipynb."
+    ]
     lines += [f"{digest}  {name}" for name, digest in frozen_parts(root).items()]
     write_atomic((root / _LOCK, ("\n".join(lines) + "\n").encode()))
     return root / _LOCK
 
-
+# %% ../../nbs/47_freeze.ipynb #98ad349f
 def changed(root=None) -> list:
-    "Frozen parts that are not as they were"
+    "List frozen parts that are not as they were"
     now, then = frozen_parts(root), read_lock(root)
     return sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
 
 
 def undeclared(root=None) -> list:
-    "Changed parts that no entry under Deviations names, as `- 2026-11-30 claims: why, and the verdict under the old rule`"
-    entries = re.findall(r"^- \d{4}-\d\d-\d\d ([\w, ]+):", protocol_text(Path(root or project_root()), after=True), re.M)
-    named = {name.strip() for entry in entries for name in entry.split(",")}
+    "List changed parts that no entry under Deviations names"
+    diary = protocol_text(Path(root or project_root()), after=True)
+    named = set()
+    for entry in re.findall(r"^- \d{4}-\d\d-\d\d ([\w, ]+):", diary, re.M):
+        named |= {name.strip() for name in entry.split(",")}
     return [name for name in changed(root) if name not in named]

@@ -5,251 +5,597 @@
 # %% auto #0
 __all__ = ['Point', 'read_grid', 'Task', 'make_plan', 'estimate']
 
-# %% ../../nbs/52_grid.ipynb #52000002
+# %% ../../nbs/52_grid.ipynb #ece40ff7
 import contextlib
 import dataclasses
 import itertools
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from ..base.config import Config, StudyError, machine_precision, nearest
+
+import yaml
+from fastcore.basics import patch
+
+from ..base.config import Config, StudyError, machine_precision, nearest, unknown
+from ..base.experiments import get_experiment
 from ..base.records import arithmetic_of, code_version, load_items, load_record
 from ..base.storage import project_root, record_places
-from ..base.experiments import get_experiment
+from ..base.tasks import TASKS
 
-# %% ../../nbs/52_grid.ipynb #23efa66a
+# %% ../../nbs/52_grid.ipynb #d00485a7
 @dataclass(frozen=True)
 class Point:
     "One configuration of a grid"
+
     config: Config
-    params: dict   # the parameters the grid names, with their types
+    params: dict  # the parameters the grid names, with their types
     block: str
-    place: str     # file:line of its block
+    place: str  # file:line of its block
 
-class _Reader:
-    "A YAML file whose every node knows its line"
+# %% ../../nbs/52_grid.ipynb #bc17d881
+def _loader(path):
+    "A YAML loader over a text file"
+    try:
+        return yaml.SafeLoader(path.read_text())
+    except OSError as e:
+        raise StudyError(f"cannot read {path}: {e.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError):
+        raise StudyError(f"{path}: not a text file of YAML") from None
+
+# %% ../../nbs/52_grid.ipynb #7d93ac7e
+def _root(path, loader):
+    "The root node of a YAML file"
+    try:
+        return loader.get_single_node()
+    except RecursionError:
+        raise StudyError(f"{path}:1: nested too deeply") from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise StudyError(f"{path}:{line}: not YAML: {getattr(e, 'problem', e)}") from None
+
+# %% ../../nbs/52_grid.ipynb #d1a519b5
+class _Document:
+    "A YAML file, read node by node"
+
     def __init__(self, path):
-        import yaml
         self.path = Path(path)
-        try: self.loader = yaml.SafeLoader(self.path.read_text())
-        except OSError as e: raise StudyError(f"cannot read {path}: {e.strerror}") from None
-        except (UnicodeDecodeError, yaml.YAMLError): raise StudyError(f"{path}: not a text file of YAML") from None
-        try: self.root = self.loader.get_single_node()
-        except RecursionError: raise StudyError(f"{path}:1: nested too deeply") from None
-        except yaml.YAMLError as e: raise StudyError(f"{path}:{e.problem_mark.line + 1 if getattr(e, 'problem_mark', None) else 1}: not YAML: {getattr(e, 'problem', e)}") from None
-    def at(self, node): return f"{self.path}:{node.start_mark.line + 1 if node else 1}"
-    def fail(self, node, message): raise StudyError(f"{self.at(node)}: {message}")
-    def mapping(self, node, what, allowed=None):
-        "name -> node"
-        if node is None or node.id != 'mapping': self.fail(node, f"{what} is not a mapping")
-        out = {}
-        for key, value in node.value:
-            if key.tag.endswith(':merge'): self.fail(key, 'merge keys (<<) are not supported')
-            name = str(self.value(key))
-            if name in out: self.fail(key, f"{name!r} is given twice in {what}")
-            if allowed and name not in allowed: self.fail(key, f"unknown key {name!r} in {what}{nearest(name, allowed)} (allowed: {', '.join(allowed)})")
-            out[name] = value
-        return out
-    def sequence(self, node, what):
-        if node.id != 'sequence': self.fail(node, f"{what} is not a list")
-        if not node.value: self.fail(node, f"{what} is empty")
-        return node.value
-    def value(self, node):
-        import yaml
-        try: return self.loader.construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError, KeyError, OverflowError, IndexError, AttributeError) as e: self.fail(node, f"cannot be read: {getattr(e, 'problem', e)}")
+        self.loader = _loader(self.path)
+        self.root = _root(self.path, self.loader)
 
-_KEYS = ('experiment', 'fixed', 'cross', 'zip', 'exclude')
+    def at(self, node) -> str:
+        "file:line of a node"
+        return f"{self.path}:{node.start_mark.line + 1 if node else 1}"
 
-def read_grid(path,           # of a YAML file
-              blocks:str='',  # only these, separated by commas
-    ) -> tuple:               # (list of `Point`, number of points that coincide with another)
-    "All points of a grid, each validated against its experiment"
-    r = _Reader(path)
-    top = r.mapping(r.root, 'a grid', ('description', 'blocks'))
-    if 'blocks' not in top: r.fail(r.root, "a grid needs 'blocks'")
-    found = r.mapping(top['blocks'], 'blocks')
-    if not found: r.fail(top['blocks'], "'blocks' is empty")
-    wanted = [b.strip() for b in blocks.split(',') if b.strip()] or list(found)
-    for b in wanted:
-        if b not in found: raise StudyError(f"{path}: unknown block {b!r}{nearest(b, found)} (allowed: {', '.join(found)})")
-    points, merged = {}, 0
-    for name in found:   # all blocks are validated, the wanted ones are used
-        for p in _block(r, name, found[name]):
-            if name not in wanted: continue
-            key = (p.config.experiment, p.config.digest)
-            if key in points: merged += 1
-            else: points[key] = p
-    if not points: raise StudyError(f"{path}: no point is left")
-    return list(points.values()), merged
+    def fail(self, node, message):
+        "Raise `StudyError` at a node"
+        raise StudyError(f"{self.at(node)}: {message}")
 
-def _block(r, name, node):
+# %% ../../nbs/52_grid.ipynb #ae571bee
+@patch
+def value(self: _Document, node):
+    "The value of a node"
+    try:
+        return self.loader.construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError, KeyError, OverflowError, IndexError, AttributeError) as e:
+        self.fail(node, f"cannot be read: {getattr(e, 'problem', e)}")
+
+# %% ../../nbs/52_grid.ipynb #da8c40cb
+@patch
+def sequence(self: _Document, node, what) -> list:
+    "The nodes of a list that is not empty"
+    if node.id != "sequence":
+        self.fail(node, f"{what} is not a list")
+    if not node.value:
+        self.fail(node, f"{what} is empty")
+    return node.value
+
+# %% ../../nbs/52_grid.ipynb #9772edec
+@patch
+def mapping(self: _Document, node, what, allowed=None) -> dict:
+    "name -> node of a mapping; `allowed` names its keys"
+    if node is None or node.id != "mapping":
+        self.fail(node, f"{what} is not a mapping")
+    found = {}
+    for key, content in node.value:
+        if key.tag.endswith(":merge"):
+            self.fail(key, "merge keys (<<) are not supported")
+        name = str(self.value(key))
+        if name in found:
+            self.fail(key, f"{name!r} is given twice in {what}")
+        if allowed and name not in allowed:
+            hint = f"{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
+            self.fail(key, f"unknown key {name!r} in {what}{hint}")
+        found[name] = content
+    return found
+
+# %% ../../nbs/52_grid.ipynb #43d1f902
+_KEYS = ("experiment", "fixed", "cross", "zip", "exclude")
+
+
+@dataclass(frozen=True)
+class _Value:
+    "A value that a grid gives a parameter"
+
+    parameter: str
+    value: object
+    node: object
+
+# %% ../../nbs/52_grid.ipynb #c8cee4f9
+@dataclass
+class _Block:
+    "A block while it is read"
+
+    document: _Document
+    name: str
+    node: object
+    keys: dict  # key of the block -> node
+    cls: type  # the experiment's configuration
+    given: set = field(default_factory=set)  # parameters so far
+
+    @property
+    def defaults(self):
+        "parameter -> default"
+        return {f.name: f.default for f in dataclasses.fields(self.cls)}
+
+# %% ../../nbs/52_grid.ipynb #905803a5
+def _experiment(document, node):
+    "The configuration class that a block names"
+    asked = document.value(node)
+    if not isinstance(asked, str):
+        document.fail(node, f"experiment={asked!r} is not a text")
+    inside = (project_root() / asked).resolve().parent == project_root() / "nbs"
+    if Path(asked).name != asked and not inside:
+        allowed = "allowed: the name of a notebook in nbs/"
+        document.fail(node, f"experiment={asked!r} lies outside the project ({allowed})")
+    try:
+        return get_experiment(asked)
+    except StudyError as e:
+        document.fail(node, str(e))
+
+# %% ../../nbs/52_grid.ipynb #077eb067
+def _open_block(document, name, node):
+    "A block with its experiment"
     what = f"block {name!r}"
-    keys = r.mapping(node, what, _KEYS)
-    if 'experiment' not in keys: r.fail(node, f"{what} names no experiment")
-    asked = r.value(keys['experiment'])
-    if not isinstance(asked, str): r.fail(keys['experiment'], f"experiment={asked!r} is not a text")
-    if Path(asked).name != asked and (project_root()/asked).resolve().parent != project_root()/'nbs': r.fail(keys['experiment'], f"experiment={asked!r} lies outside the project (allowed: the name of a notebook in nbs/)")
-    try: cls = get_experiment(asked)
-    except StudyError as e: r.fail(keys['experiment'], str(e))
-    fields = {f.name: f.default for f in dataclasses.fields(cls)}
-    lines, axes = {}, []   # parameter -> node; lists of [(parameter, value, node), ...] to cross
-    def named(parameter, where):
-        if parameter not in fields: r.fail(where, f"unknown parameter {parameter!r} of {cls.experiment}{nearest(parameter, fields)} (allowed: {', '.join(fields)})")
-        if parameter in lines: r.fail(where, f"{parameter} is given twice in {what}")
-        lines[parameter] = where
-    def scalar(parameter, node):
-        value = r.value(node)
-        if not isinstance(value, (str, int, float, bool)): r.fail(node, f"{parameter}={value!r} is not a single value")
-        if parameter == 'calibration' and value != 'packaged' and ':' not in str(value):
-            path = (project_root()/str(value)).resolve()
-            if not path.is_relative_to(project_root()): r.fail(node, f"calibration={value!r} lies outside the project: a grid must hold on other machines")
-            if not path.is_file(): r.fail(node, f"calibration={value!r} is no file of the project (allowed: packaged, a text file, owner/name:configuration:column)")
-        return parameter, value, node
-    for parameter, n in r.mapping(keys['fixed'], "'fixed'").items() if 'fixed' in keys else (): named(parameter, n); axes.append([[scalar(parameter, n)]])
-    for parameter, n in r.mapping(keys['cross'], "'cross'").items() if 'cross' in keys else ():
-        named(parameter, n)
-        values = [scalar(parameter, v) for v in r.sequence(n, parameter)]
-        for i, v in enumerate(values):
-            if any(v[1] == u[1] and type(v[1]) is type(u[1]) for u in values[:i]): r.fail(v[2], f"{parameter}={v[1]!r} is listed twice")
-        axes.append([[v] for v in values])
-    for group in (keys['zip'].value if keys['zip'].id == 'sequence' else [keys['zip']]) if 'zip' in keys else ():
-        rows = []
-        for parameter, n in r.mapping(group, "'zip'").items(): named(parameter, n); rows.append([scalar(parameter, v) for v in r.sequence(n, parameter)])
-        if not rows: r.fail(group, "'zip' is empty")
-        if len({len(x) for x in rows}) != 1: r.fail(group, f"the lists of a 'zip' have different lengths ({', '.join(f'{x[0][0]}: {len(x)}' for x in rows)})")
-        together = [list(x) for x in zip(*rows)]
-        for i, x in enumerate(together):
-            if [v[1] for v in x] in [[v[1] for v in y] for y in together[:i]]: r.fail(x[0][2], f"{', '.join(f'{v[0]}={v[1]!r}' for v in x)} is listed twice")
-        axes.append(together)
-    def plain(k, v):   # 1e-4 and 1.0e-4 are the same number
-        with contextlib.suppress(ValueError, TypeError):
-            if type(fields[k]) in (int, float): return float(v)
-        return v
-    exclusions = []
-    for n in r.sequence(keys['exclude'], "'exclude'") if 'exclude' in keys else ():
-        pairs = {}
-        for k, v in r.mapping(n, "'exclude'").items():
-            if k not in fields: r.fail(n, f"unknown parameter {k!r} of {cls.experiment}{nearest(k, fields)} (allowed: {', '.join(fields)})")
-            pairs[k] = [plain(k, x[1]) for x in (scalar(k, e) for e in (r.sequence(v, k) if v.id == 'sequence' else [v]))]
-        if not pairs: r.fail(n, 'an exclusion is empty')
-        exclusions.append([n, pairs, {(k, x): 0 for k, v in pairs.items() for x in v}])
-    for combination in itertools.product(*axes):
-        chosen = [v for part in combination for v in part]
-        params = {p: v for p, v, _ in chosen}
-        told = {k: plain(k, {**fields, **params}[k]) for x in exclusions for k in x[1]}
-        hit = [x for x in exclusions if all(told[k] in v for k, v in x[1].items())]
-        for x in hit:
-            for k in x[1]: x[2][k, told[k]] += 1
-        if hit: continue
-        try: config = cls.make(**params)
-        except StudyError as e:
-            words = str(e).replace('=', ' ').split()
-            blamed = min((words.index(p), i) for i, (p, _, _) in enumerate(chosen) if p in words) if any(p in words for p, _, _ in chosen) else None
-            r.fail(chosen[blamed[1]][2] if blamed else node, f"{what}: {e}")
-        yield Point(config, {p: getattr(config, p) for p in params}, name, r.at(node))
-    for n, pairs, hits in exclusions:
-        if idle := [f'{k}={v!r}' for (k, v), times in hits.items() if not times]: r.fail(n, f"this exclusion excludes no point of {what}{'' if len(idle) == len(hits) else f' with ' + ', '.join(idle)}")
+    keys = document.mapping(node, what, _KEYS)
+    if "experiment" not in keys:
+        document.fail(node, f"{what} names no experiment")
+    return _Block(document, name, node, keys, _experiment(document, keys["experiment"]))
 
-# %% ../../nbs/52_grid.ipynb #06499228
+# %% ../../nbs/52_grid.ipynb #3ae81a16
+@patch
+def check_name(self: _Block, parameter, node):
+    "Refuse a parameter that the experiment does not have"
+    known = self.defaults
+    if parameter not in known:
+        hint = f"{nearest(parameter, known)} (allowed: {', '.join(known)})"
+        self.document.fail(node, f"unknown parameter {parameter!r} of {self.cls.experiment}{hint}")
+
+# %% ../../nbs/52_grid.ipynb #39e204ed
+@patch
+def give(self: _Block, parameter, node):
+    "Note that a parameter is given; it may be once"
+    self.check_name(parameter, node)
+    if parameter in self.given:
+        self.document.fail(node, f"{parameter} is given twice in block {self.name!r}")
+    self.given.add(parameter)
+
+# %% ../../nbs/52_grid.ipynb #8c174881
+@patch
+def check_calibration(self: _Block, value, node):
+    "Refuse calibration text that another machine would not find"
+    if value == "packaged" or ":" in str(value):
+        return
+    path, said = (project_root() / str(value)).resolve(), f"calibration={value!r}"
+    if not path.is_relative_to(project_root()):
+        why = "lies outside the project: a grid must hold on other machines"
+        self.document.fail(node, f"{said} {why}")
+    if not path.is_file():
+        allowed = "allowed: packaged, a text file, owner/name:configuration:column"
+        self.document.fail(node, f"{said} is no file of the project ({allowed})")
+
+# %% ../../nbs/52_grid.ipynb #fa12ee0b
+@patch
+def value(self: _Block, parameter, node) -> _Value:
+    "The single value of a parameter"
+    value = self.document.value(node)
+    if not isinstance(value, (str, int, float, bool)):
+        self.document.fail(node, f"{parameter}={value!r} is not a single value")
+    if parameter == "calibration":
+        self.check_calibration(value, node)
+    return _Value(parameter, value, node)
+
+# %% ../../nbs/52_grid.ipynb #813fea78
+@patch
+def section(self: _Block, key) -> dict:
+    "name -> node of one of the block's mappings; empty where it is not there"
+    return self.document.mapping(self.keys[key], repr(key)) if key in self.keys else {}
+
+# %% ../../nbs/52_grid.ipynb #e7e38b1f
+@patch
+def refuse_repeats(self: _Block, rows):
+    "Refuse a row that is listed twice"
+    seen = []
+    for row in rows:
+        given = [(type(v.value), v.value) for v in row]
+        if given in seen:
+            said = ", ".join(f"{v.parameter}={v.value!r}" for v in row)
+            self.document.fail(row[0].node, f"{said} is listed twice")
+        seen.append(given)
+
+# %% ../../nbs/52_grid.ipynb #54f63058
+@patch
+def fixed(self: _Block) -> list:
+    "An axis of one row for every fixed parameter"
+    axes = []
+    for parameter, node in self.section("fixed").items():
+        self.give(parameter, node)
+        axes.append([[self.value(parameter, node)]])
+    return axes
+
+# %% ../../nbs/52_grid.ipynb #53d24850
+@patch
+def crossed(self: _Block) -> list:
+    "An axis for every crossed parameter"
+    axes = []
+    for parameter, node in self.section("cross").items():
+        self.give(parameter, node)
+        rows = [[self.value(parameter, v)] for v in self.document.sequence(node, parameter)]
+        self.refuse_repeats(rows)
+        axes.append(rows)
+    return axes
+
+# %% ../../nbs/52_grid.ipynb #a59f2935
+@patch
+def together(self: _Block, group) -> list:
+    "The axis of one `zip`: lists of equal length"
+    columns = []
+    for parameter, node in self.document.mapping(group, "'zip'").items():
+        self.give(parameter, node)
+        values = self.document.sequence(node, parameter)
+        columns.append([self.value(parameter, v) for v in values])
+    if not columns:
+        self.document.fail(group, "'zip' is empty")
+    if len({len(c) for c in columns}) != 1:
+        lengths = ", ".join(f"{c[0].parameter}: {len(c)}" for c in columns)
+        self.document.fail(group, f"the lists of a 'zip' have different lengths ({lengths})")
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    self.refuse_repeats(rows)
+    return rows
+
+# %% ../../nbs/52_grid.ipynb #576bc378
+@patch
+def zipped(self: _Block) -> list:
+    "An axis for every group of lists that go together"
+    if "zip" not in self.keys:
+        return []
+    node = self.keys["zip"]
+    return [self.together(g) for g in (node.value if node.id == "sequence" else [node])]
+
+# %% ../../nbs/52_grid.ipynb #b774d272
+@dataclass
+class _Exclusion:
+    "Combinations that a block leaves out"
+
+    node: object
+    values: dict  # parameter -> values
+    hits: Counter = field(default_factory=Counter)  # (parameter, value) -> excluded points
+
+    def excludes(self, told):
+        return all(told[parameter] in values for parameter, values in self.values.items())
+
+# %% ../../nbs/52_grid.ipynb #ffbf5270
+@patch
+def plain(self: _Block, parameter, value):
+    "A value as it is compared: numbers as floats"
+    with contextlib.suppress(ValueError, TypeError):
+        if type(self.defaults[parameter]) in (int, float):
+            return float(value)
+    return value
+
+# %% ../../nbs/52_grid.ipynb #468f33b0
+@patch
+def excluded(self: _Block, parameter, node) -> list:
+    "The values that one line of an exclusion names"
+    nodes = self.document.sequence(node, parameter) if node.id == "sequence" else [node]
+    return [self.plain(parameter, self.value(parameter, n).value) for n in nodes]
+
+# %% ../../nbs/52_grid.ipynb #e2f4df69
+@patch
+def exclusions(self: _Block) -> list:
+    "`_Exclusion`s of a block"
+    if "exclude" not in self.keys:
+        return []
+    found = []
+    for node in self.document.sequence(self.keys["exclude"], "'exclude'"):
+        values = {}
+        for parameter, listed in self.document.mapping(node, "'exclude'").items():
+            self.check_name(parameter, node)
+            values[parameter] = self.excluded(parameter, listed)
+        if not values:
+            self.document.fail(node, "an exclusion is empty")
+        found.append(_Exclusion(node, values))
+    return found
+
+# %% ../../nbs/52_grid.ipynb #05b04eee
+@patch
+def is_excluded(self: _Block, exclusions, params) -> bool:
+    "Is a combination left out? Every exclusion that says so counts it"
+    told = {k: self.plain(k, v) for k, v in {**self.defaults, **params}.items()}
+    hit = [x for x in exclusions if x.excludes(told)]
+    for x in hit:
+        x.hits.update((parameter, told[parameter]) for parameter in x.values)
+    return bool(hit)
+
+# %% ../../nbs/52_grid.ipynb #dea23bf6
+@patch
+def refuse_unused(self: _Block, exclusion):
+    "Refuse an exclusion of which a value excludes no point"
+    unused = []
+    for parameter, values in exclusion.values.items():
+        unused += [f"{parameter}={v!r}" for v in values if not exclusion.hits[parameter, v]]
+    if not unused:
+        return
+    every = len(unused) == sum(map(len, exclusion.values.values()))
+    which = "" if every else f" with {', '.join(unused)}"
+    message = f"this exclusion excludes no point of block {self.name!r}{which}"
+    self.document.fail(exclusion.node, message)
+
+# %% ../../nbs/52_grid.ipynb #de9b6a6f
+def _blamed(error, chosen):
+    "The chosen value that an error names first, or None"
+    words = str(error).replace("=", " ").split()
+    named = [v for v in chosen if v.parameter in words]
+    return min(named, key=lambda v: words.index(v.parameter), default=None)
+
+# %% ../../nbs/52_grid.ipynb #dbb549bd
+@patch
+def point(self: _Block, chosen, params) -> Point:
+    "A validated point of chosen values"
+    try:
+        config = self.cls.make(**params)
+    except StudyError as e:
+        blamed = _blamed(e, chosen)
+        where = blamed.node if blamed else self.node
+        self.document.fail(where, f"block {self.name!r}: {e}")
+    typed = {p: getattr(config, p) for p in params}
+    return Point(config, typed, self.name, self.document.at(self.node))
+
+# %% ../../nbs/52_grid.ipynb #ded2a3c1
+@patch
+def points(self: _Block):
+    "Yield the points of a block"
+    axes = self.fixed() + self.crossed() + self.zipped()
+    exclusions = self.exclusions()
+    for combination in itertools.product(*axes):
+        chosen = list(itertools.chain(*combination))
+        params = {v.parameter: v.value for v in chosen}
+        if not self.is_excluded(exclusions, params):
+            yield self.point(chosen, params)
+    for exclusion in exclusions:
+        self.refuse_unused(exclusion)
+
+# %% ../../nbs/52_grid.ipynb #bd743aca
+def _wanted_blocks(path, blocks, found):
+    "Names of the blocks that are asked for; all, if none is"
+    asked = [b.strip() for b in blocks.split(",")]
+    wanted = [b for b in asked if b] or list(found)
+    for name in wanted:
+        if name not in found:
+            hint = f"{nearest(name, found)} (allowed: {', '.join(found)})"
+            raise StudyError(f"{path}: unknown block {name!r}{hint}")
+    return wanted
+
+# %% ../../nbs/52_grid.ipynb #b650cfe6
+def read_grid(
+    path,  # of a YAML file
+    blocks: str = "",  # only these, separated by commas
+) -> tuple:  # (list of `Point`, number of points that coincide with another)
+    "Read all points of a grid, each validated against its experiment"
+    document = _Document(path)
+    top = document.mapping(document.root, "a grid", ("description", "blocks"))
+    if "blocks" not in top:
+        document.fail(document.root, "a grid needs 'blocks'")
+    found = document.mapping(top["blocks"], "blocks")
+    if not found:
+        document.fail(top["blocks"], "'blocks' is empty")
+    wanted, points = _wanted_blocks(path, blocks, found), []
+    for name, node in found.items():
+        of_block = list(_open_block(document, name, node).points())
+        points += of_block if name in wanted else []
+    if not points:
+        raise StudyError(f"{path}: no point is left")
+    merged = {}
+    for p in points:
+        merged.setdefault((p.config.experiment, p.config.digest), p)
+    return list(merged.values()), len(points) - len(merged)
+
+# %% ../../nbs/52_grid.ipynb #363286d4
 @dataclass
 class Task:
     "A planned run"
+
     config: Config
     params: dict
     place: str
-    state: str = 'missing'       # 'done', 'failed' (its last run was), 'missing'
+    state: str = "missing"  # 'done', 'failed' (its last run was), 'missing'
     baseline: str | None = None  # digest of the dense run it waits for, if that is to be run too
-    stale: bool = False          # done, but by earlier code
-    needed: int = 0              # points that wait for it, if it is a baseline
-    seconds: float | None = None # estimate
+    stale: bool = False  # done, but by earlier code
+    needed: int = 0  # points that wait for it, if it is a baseline
+    seconds: float | None = None  # estimate
     record: dict | None = field(default=None, repr=False)
-    precision: str | None = None # arithmetic of the machines that will run it; None: of this one
+    precision: str | None = None  # arithmetic of the machines that run it; None: of this one
 
-# %% ../../nbs/52_grid.ipynb #c51e1963
+# %% ../../nbs/52_grid.ipynb #0bb144a2
 def _recorded(experiment):
     "digest -> paths of its records: own ones first, then the study's"
     found = {}
     for _, base in record_places():
-        for path in sorted((base/experiment).glob('[!.]*.json')):
+        for path in sorted((base / experiment).glob("[!.]*.json")):
             found.setdefault(path.name[-17:-5], []).append(path)
     return found
 
+# %% ../../nbs/52_grid.ipynb #40bfb06b
 def _state(paths, precision):
-    "(state, record) of a run in one arithmetic; a good record counts more than a failed one"
-    found = 'missing', None
+    "(state, record) of a run in one arithmetic"
+    found = "missing", None
     for path in paths:
         with contextlib.suppress(StudyError):
             record = load_record(path)
             if arithmetic_of(record) != precision:
                 continue
-            if record['status'] == 'ok':
-                if record.get('items'):
+            if record["status"] == "ok":
+                if record.get("items"):
                     load_items(record, read=False)
-                return 'done', record
-            found = 'failed', record
+                return "done", record
+            found = "failed", record
     return found
 
-def _precision(config, machine=None):
+# %% ../../nbs/52_grid.ipynb #150fa946
+def _precision(config, machine):
     "Arithmetic of a run on a machine where precision='auto' comes to `machine`"
-    asked = getattr(config, 'precision', 'auto')
-    return machine if machine and asked == 'auto' else machine_precision(asked)
+    asked = getattr(config, "precision", "auto")
+    return machine if machine and asked == "auto" else machine_precision(asked)
 
-# %% ../../nbs/52_grid.ipynb #689cf395
+
+def _is_stale(record):
+    "Was a record made by other code than today's?"
+    return record["environment"].get("code", {}).get("fingerprint") != code_version()
+
+# %% ../../nbs/52_grid.ipynb #10657d39
+def _task(config, params, place, recorded, machine):
+    "A run and what is known of it"
+    task = Task(config, params, place, precision=_precision(config, machine))
+    if paths := recorded[config.experiment].get(config.digest):
+        task.state, task.record = _state(paths, task.precision)
+        task.stale = task.state == "done" and _is_stale(task.record)
+    return task
+
+# %% ../../nbs/52_grid.ipynb #8cf75fb7
+def _is_wanted(task, force, only):
+    "Is a point to be run?"
+    if only == "stale":
+        return task.stale
+    due = force or task.state != "done"
+    return due and (not only or task.state == "failed")
+
+
 def _other_torch(record):
-    "Was this dense run made with another version of torch? It is then no baseline for runs of today"
-    from importlib import metadata
-    return record['environment'].get('versions', {}).get('torch') not in (None, metadata.version('torch'))
+    "Was a run made with another version of torch?"
+    made_with = record["environment"].get("versions", {}).get("torch")
+    return made_with not in (None, metadata.version("torch"))
 
-def make_plan(points:list,         # of `Point`
-              force:bool=False,    # run what is done as well
-              only:str='',         # '', 'failed' or 'stale'
-              machine:str=None,    # what precision='auto' comes to where runs are made; None: here
-    ) -> tuple:                    # (`Task`s to run, baselines first; those that are left as they are)
-    "What is done and what is to do"
-    if only not in ('', 'failed', 'stale'): raise StudyError(f"unknown only {only!r}{nearest(only, ('failed', 'stale'))} (allowed: failed, stale)")
-    recorded = {e: _recorded(e) for e in {p.config.experiment for p in points}}
-    def task(config, params, place):
-        t = Task(config, params, place, precision=_precision(config, machine))
-        if paths := recorded[config.experiment].get(config.digest):
-            t.state, t.record = _state(paths, t.precision)
-            t.stale = t.state == 'done' and t.record['environment'].get('code', {}).get('fingerprint') != code_version()
-        return t
-    tasks = {(p.config.experiment, p.config.digest): task(p.config, p.params, p.place) for p in points}
-    wanted = {k: t for k, t in tasks.items() if (force or t.state != 'done' or only == 'stale' and t.stale) and (not only or only == 'failed' and t.state == 'failed' or only == 'stale' and t.stale)}
+# %% ../../nbs/52_grid.ipynb #1c15cc7c
+def _is_due(baseline, force, only):
+    "Is a baseline to be run before the points that need it?"
+    if force or baseline.state != "done" or _other_torch(baseline.record):
+        return True
+    return only == "stale" and baseline.stale
+
+# %% ../../nbs/52_grid.ipynb #3d9a50ee
+def _changed(config):
+    "Parameters of a configuration that are not at their defaults"
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    return {name: v for name, v in values.items() if v != defaults[name]}
+
+# %% ../../nbs/52_grid.ipynb #d3e25246
+def make_plan(
+    points: list,  # of `Point`
+    force: bool = False,  # run what is done as well
+    only: str = "",  # '', 'failed' or 'stale'
+    machine: str = None,  # what precision='auto' comes to where runs are made; None: here
+) -> tuple:  # (`Task`s to run, baselines first; those that are left as they are)
+    "Say what is done and what is to do"
+    if only not in ("", "failed", "stale"):
+        raise unknown("only", only, ("failed", "stale"))
+    experiments = {p.config.experiment for p in points}
+    recorded = {e: _recorded(e) for e in experiments}
+    tasks = {}
+    for p in points:
+        key = (p.config.experiment, p.config.digest)
+        tasks[key] = _task(p.config, p.params, p.place, recorded, machine)
+    wanted = {key: t for key, t in tasks.items() if _is_wanted(t, force, only)}
     todo, baselines = dict(wanted), {}
     for (experiment, _), t in wanted.items():
-        if (dense := t.config.baseline()) is None: continue
+        dense = t.config.baseline()
+        if dense is None:
+            continue
         key = (experiment, dense.digest)
-        b = tasks.get(key) or baselines.get(key) or baselines.setdefault(key, task(dense, {f.name: v for f in dataclasses.fields(dense) if (v := getattr(dense, f.name)) != f.default}, f'baseline of {t.place}'))
-        if key in wanted or b.state != 'done' or force or (only == 'stale' and b.stale) or _other_torch(b.record):
+        b = tasks.get(key) or baselines.get(key)
+        if b is None:  # a baseline that the grid does not name
+            place = f"baseline of {t.place}"
+            b = baselines[key] = _task(dense, _changed(dense), place, recorded, machine)
+        if key in wanted or _is_due(b, force, only):
             todo[key], t.baseline = b, dense.digest
             b.needed += 1
-    return sorted(todo.values(), key=lambda t: -t.needed), [t for k, t in tasks.items() if k not in todo]
+    first = sorted(todo.values(), key=lambda t: -t.needed)
+    return first, [t for key, t in tasks.items() if key not in todo]
 
-# %% ../../nbs/52_grid.ipynb #10d158c4
-_COSTLY = dict(model=8, task=4, max_length=2, recipe=2, options=2, passages=2, shots=2, style=2, method=1, mode=1, batch_size=1)
+# %% ../../nbs/52_grid.ipynb #4fb1b78c
+_COSTLY = dict(model=8, task=4, max_length=2, recipe=2, options=2, passages=2, shots=2, style=2)
+_COSTLY |= dict(method=1, mode=1, batch_size=1)
+_STARTING = 1.5  # seconds that a record does not know of
+
 
 def _work(config):
     "How much there is to do, up to a factor of the experiment's own"
-    if config.experiment != '02_glue': return (config.max_eval or 2000)*max(1, len(config.levels))*getattr(config, 'draws', 1)
-    from junkdna_nb.base.tasks import TASKS
-    official = TASKS[config.task].rows.get('train', 10_000)
-    return config.epochs*config.data_share*min(config.max_train or official, official) + 0.3*(config.max_eval or 2000)
+    evaluated = config.max_eval or 2000
+    if config.experiment != "02_glue":
+        return evaluated * max(1, len(config.levels)) * getattr(config, "draws", 1)
+    official = TASKS[config.task].rows.get("train", 10_000)
+    trained = min(config.max_train or official, official)
+    return config.epochs * config.data_share * trained + 0.3 * evaluated
 
-def estimate(tasks:list):   # of `Task`; fills their `seconds`
-    "Seconds of each run, from records of similar ones"
-    for experiment in {t.config.experiment for t in tasks}:
-        past = []
-        for path in itertools.chain(*_recorded(experiment).values()):
-            with contextlib.suppress(StudyError, KeyError, TypeError):
-                r = load_record(path)
-                if r['status'] == 'ok': past.append((get_experiment(experiment).make(**r['config']), r['timings']['total_s'] + r['timings'].get('open_s', 0) + 1.5))
-        known = {}
-        for t in (t for t in tasks if t.config.experiment == experiment and past):
-            key = (*(getattr(t.config, k, None) for k in _COSTLY), _work(t.config))
-            if key not in known:
-                alike = lambda c: sum(w for k, w in _COSTLY.items() if getattr(c, k, None) == getattr(t.config, k, None))
-                similar = [(alike(c), s*_work(t.config)/_work(c)) for c, s in past if c.model == t.config.model]
-                known[key] = statistics.median(s for a, s in similar if a == max(similar)[0]) if similar else None
-            t.seconds = known[key]
+# %% ../../nbs/52_grid.ipynb #3454fb82
+def _alike(a, b):
+    "How much two configurations have in common of what costs time"
+    weights = [w for k, w in _COSTLY.items() if getattr(a, k, None) == getattr(b, k, None)]
+    return sum(weights)
+
+# %% ../../nbs/52_grid.ipynb #87b317b9
+@dataclass(frozen=True)
+class _Past:
+    "A run that was made"
+
+    config: Config
+    seconds: float
+
+# %% ../../nbs/52_grid.ipynb #e16f6a18
+def _made(experiment):
+    "`_Past` of every good record of an experiment"
+    made = []
+    for path in itertools.chain(*_recorded(experiment).values()):
+        with contextlib.suppress(StudyError, KeyError, TypeError):
+            record = load_record(path)
+            if record["status"] != "ok":
+                continue
+            spent = record["timings"]["total_s"] + record["timings"].get("open_s", 0) + _STARTING
+            made.append(_Past(get_experiment(experiment).make(**record["config"]), spent))
+    return made
+
+# %% ../../nbs/52_grid.ipynb #b41fd257
+def _expected(config, past):
+    "Seconds of a run, from the past ones most alike; None if there is none of its model"
+    similar = [p for p in past if p.config.model == config.model]
+    if not similar:
+        return None
+    most = max(_alike(p.config, config) for p in similar)
+    nearest_ones = [p for p in similar if _alike(p.config, config) == most]
+    return statistics.median(p.seconds * _work(config) / _work(p.config) for p in nearest_ones)
+
+# %% ../../nbs/52_grid.ipynb #28a0fe31
+def estimate(tasks: list):  # of `Task`; fills their `seconds`
+    "Estimate the seconds of each run from records of similar ones"
+    past, known = {}, {}
+    for t in tasks:
+        experiment = t.config.experiment
+        if experiment not in past:
+            past[experiment] = _made(experiment)
+        costly = [getattr(t.config, k, None) for k in _COSTLY]
+        key = (experiment, *costly, _work(t.config))
+        if key not in known:
+            known[key] = _expected(t.config, past[experiment])
+        t.seconds = known[key]
