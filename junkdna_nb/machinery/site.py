@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CSS', 'PAGE', 'GROUPS', 'Page', 'open_page', 'body_of', 'contents', 'build']
 
-# %% ../../nbs/54_site.ipynb #0f743d5f
+# %% ../../nbs/54_site.ipynb #e79a4de1
 import html
 import re
 import shutil
@@ -15,7 +15,7 @@ from pathlib import Path
 from ..base.config import StudyError
 from ..base.storage import project_root, study_dir
 
-# %% ../../nbs/54_site.ipynb #caf4dcd1
+# %% ../../nbs/54_site.ipynb #a5202fd1
 CSS = """
 body { margin: 0 auto; max-width: 60rem; padding: 0 1rem 4rem; overflow-wrap: break-word; }
 body { font: 16px/1.55 system-ui, sans-serif; color: #1c1c1c; background: #fff; }
@@ -46,7 +46,7 @@ math[display=block] { overflow-x: auto; }
 .contents span { color: #555; }
 """
 
-# %% ../../nbs/54_site.ipynb #684a2da6
+# %% ../../nbs/54_site.ipynb #e3d56a54
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -55,7 +55,7 @@ PAGE = """<!doctype html>
 <main>{body}</main></body></html>
 """
 
-# %% ../../nbs/54_site.ipynb #1bf49e3c
+# %% ../../nbs/54_site.ipynb #082ac981
 _CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>)", re.S)
 _TEX = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?![\d$])", re.S)
 
@@ -70,14 +70,14 @@ def _drawn(match) -> str:
     except Exception:
         return match[0]
 
-
+# %% ../../nbs/54_site.ipynb #f6d1ec99
 def _formulas(text) -> str:
     "HTML with its formulas as MathML"
     pieces = _CODE.split(text)  # text and code in turn
     pieces[::2] = [_TEX.sub(_drawn, piece) for piece in pieces[::2]]
     return "".join(pieces)
 
-# %% ../../nbs/54_site.ipynb #9a5ee704
+# %% ../../nbs/54_site.ipynb #7dc13318
 @dataclass
 class Page:
     "A notebook that becomes a page"
@@ -99,7 +99,7 @@ class Page:
     def link(self):
         return f'<a href="{self.file}">{html.escape(self.title)}</a>'
 
-
+# %% ../../nbs/54_site.ipynb #c4678147
 def open_page(path: Path) -> Page:
     "Read a notebook and what it says of itself"
     import nbformat
@@ -113,7 +113,7 @@ def open_page(path: Path) -> Page:
         page.title, page.about = path.stem, f"an executed {path.parent.name}"
     return page
 
-# %% ../../nbs/54_site.ipynb #22c6068a
+# %% ../../nbs/54_site.ipynb #f439931d
 _LINK = re.compile(r'(<a\b[^>]*?\bhref=)"([^"]+)"')
 _MOVED = {"00b_tasks.ipynb": "15_tasks.ipynb", "01b_transfer.ipynb": "30_modes.ipynb"}
 
@@ -140,13 +140,13 @@ class _Links:
         target = self.pages.get(base) or f"files/{base}"
         return f'{match[1]}"{target}{"#" + part if part else ""}"'
 
-# %% ../../nbs/54_site.ipynb #bc9388b9
+# %% ../../nbs/54_site.ipynb #1971a255
 def _is_shown(cell) -> bool:
     "Is a cell for readers?"
     hidden = cell.cell_type == "code" and re.match(r"#\|\s*(hide|default_exp)\b", cell.source)
     return not hidden and bool(cell.source.strip())
 
-
+# %% ../../nbs/54_site.ipynb #84ffe516
 def body_of(page: Page, pages: dict) -> tuple:  # (HTML, name -> path of the files it links to)
     "Render the cells of a page; `pages` has the page of every notebook's name"
     from nbconvert import HTMLExporter
@@ -160,7 +160,7 @@ def body_of(page: Page, pages: dict) -> tuple:  # (HTML, name -> path of the fil
     links = _Links(page.path, pages, {})
     return _formulas(_LINK.sub(links.replace, text)), links.files
 
-# %% ../../nbs/54_site.ipynb #34eaa0d2
+# %% ../../nbs/54_site.ipynb #114928d1
 GROUPS = {"Results": "0[7-9]", "Experiments": "0[2-6]", "The package": "0[01]|[1-5]"}
 
 
@@ -169,7 +169,7 @@ def _list(title, pages) -> str:
     items = [f"<li>{p.link()} <span>{html.escape(p.about)}</span></li>" for p in pages]
     return f'<h3>{title}</h3><ul class="contents">{"".join(items)}</ul>' if items else ""
 
-
+# %% ../../nbs/54_site.ipynb #fddf9809
 def contents(pages: list) -> str:
     "Render the list of all pages by chapter"
     notebooks, runs = [p for p in pages if not p.is_run], [p for p in pages if p.is_run]
@@ -178,7 +178,7 @@ def contents(pages: list) -> str:
         lists.append(_list(title, [p for p in notebooks if re.match(first, p.path.name)]))
     return "<h2>Contents</h2>" + "".join(lists) + _list("Executed runs", runs)
 
-# %% ../../nbs/54_site.ipynb #4e868f40
+# %% ../../nbs/54_site.ipynb #6133f760
 def _sources(root) -> list:
     "Notebooks of the site in reading order"
     notebooks = sorted((root / "nbs").glob("*.ipynb"), key=lambda p: (p.stem != "index", p.name))
@@ -193,7 +193,7 @@ def _write(page, body, near, folder):
     text = PAGE.format(title=title, before=before, after=after, body=body)
     (folder / page.file).write_text(text)
 
-# %% ../../nbs/54_site.ipynb #e6f7da86
+# %% ../../nbs/54_site.ipynb #1a2cc2c3
 def build(
     site=None,  # folder to write; `site/` of the project if not given
 ) -> Path:  # of the contents page
