@@ -49,6 +49,8 @@ from junkdna_nb.base.questions import (
     with_options,
     with_passages,
 )
+
+# %% ../../nbs/33_axes.ipynb #33imp002
 from ..base.records import load_items, run_with_baseline, seed_everything
 from ..base.text import load_text
 from ..compression.compress import compress

@@ -146,7 +146,7 @@ def _draw_chance(ax, record: dict):
 def _title(record: dict) -> str:
     "Say whose scores are drawn, on what, and of how many items"
     config, main = record["config"], record["metrics"][record["metric"]]
-    return f"{config['model']} on {config['task']}, n = {main['n']:,}, bars: 1 standard error"
+    return f"{config['model']} on {config['task']}, n = {main['n']:,}\nbars: 1 standard error"
 
 # %% ../../nbs/35_curves.ipynb #40614ea1
 def _metric(record: dict) -> str:
