@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
-MEDIAN, MOST, COLUMNS, WORDS, IMAGE = 12, 40, 100, 25, 100_000
+MEDIAN, MOST, COLUMNS, WORDS, IMAGE = 12, 40, 100, 25, 60_000
 
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 RICH = {"image/png", "image/svg+xml", "text/html", "text/markdown"}
