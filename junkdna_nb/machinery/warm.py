@@ -6,7 +6,6 @@
 __all__ = ['ARCHITECTURES', 'PRELOAD', 'THREADS', 'run_isolated', 'run_shown']
 
 # %% ../../nbs/51_warm.ipynb #46299720
-import contextlib
 import faulthandler
 import fcntl
 import multiprocessing
@@ -100,13 +99,20 @@ def _work(request, own, environment, events):
         events.send(perform(request, events.send))
 
 # %% ../../nbs/51_warm.ipynb #f20b7821
+_PAUSES = 0, 0.1, 0.3, 1, 3  # seconds before each attempt to start
+
+
 def _launch(process):
     "Start a process that Ctrl-C does not reach"
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with contextlib.suppress(OSError, EOFError):
-            return process.start()
-        process.start()
+        for pause in _PAUSES:
+            time.sleep(pause)
+            try:
+                return process.start()
+            except (OSError, EOFError) as e:
+                failure = e
+        raise failure
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
