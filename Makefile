@@ -19,7 +19,7 @@ help:
 	@echo "make format    ruff format and its safe repairs, then nbdev_export and nbdev_clean"
 	@echo "make hooks     check style at every commit, merge notebooks cell by cell"
 	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; half an hour; ONLY=scoring for one)"
-	@echo "make verdict   render 07-09 from the study's records and print the tables of verdicts"
+	@echo "make verdict   render 07-09 and the README from the study's records and print the tables of verdicts"
 	@echo "make appendix  render all notebooks as a small web site, site/index.html"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"
@@ -47,7 +47,7 @@ test: $(READY)
 	@$(MAKE) --no-print-directory check
 
 # README.md is index.ipynb as Markdown, with the links made relative to the root.
-RENDER = $$BIN/jupyter-nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed -E 's|\]\(([0-9a-z_]+\.ipynb)|](nbs/\1|g; s|\]\(\.\./|](|g'
+RENDER = $$BIN/jupyter-nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's|\]\(([0-9a-z_]+\.ipynb)|](nbs/\1|g; s|\]\(\.\./|](|g' | cat -s
 
 # Style first; then export, clean and render again in a copy: nothing may change.
 check: $(READY)
@@ -75,11 +75,12 @@ execute: $(READY)
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.machinery.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 
-# The analysis notebooks read records only; figures/ follows from them.
+# The analysis notebooks and the landing page read records only; figures/ and README.md follow from them.
 verdict: $(READY)
-	@for n in 07_true_gem 08_quantization 09_difficulty; do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
+	@for n in 07_true_gem 08_quantization 09_difficulty index; do echo $$n; (cd nbs && ../$(BIN)/jupyter-nbconvert --log-level ERROR --to notebook --execute --inplace $$n.ipynb) || exit 1; \
 	  $(BIN)/python -c "import sys, nbformat; from junkdna_nb.machinery.runner import small_outputs; p = sys.argv[1]; nbformat.write(small_outputs(nbformat.read(p, 4)), p)" nbs/$$n.ipynb; done
 	@$(BIN)/nbdev_clean
+	@BIN=$(BIN); $(RENDER) > README.md
 	@$(BIN)/junkdna verdict
 
 # The notebooks as they are stored, as a small web site.
