@@ -15,7 +15,7 @@ from conftest import ROOT, STUDY, cell_outputs, command
 from matplotlib.testing.compare import compare_images
 
 from junkdna_nb.base.experiments import EXPERIMENTS, closing_lines, get_experiment
-from junkdna_nb.base.records import arithmetic_of, load_items, load_record, load_runs
+from junkdna_nb.base.records import load_items, load_record, load_runs, valid_record
 from junkdna_nb.evidence.claims import CLAIMS
 from junkdna_nb.machinery.grid import read_grid
 
@@ -135,14 +135,14 @@ def alike(a, b):
 
 @pytest.fixture(scope="module")
 def rendered(committed, tmp_path_factory):
-    "07 to 09 executed on the committed records: (notebooks, folder of the figures)"
+    "07 to 09 and the landing page, executed: (notebooks, folder of the figures)"
     folder, notebooks = tmp_path_factory.mktemp("rendered"), {}
     with pytest.MonkeyPatch.context() as m:
         for name, value in dict(
             JUNKDNA_STUDY=committed, TMPDIR=folder, IN_TEST=1
         ).items():  # as a test they leave their figures in the temporary folder
             m.setenv(name, str(value))
-        for name in ("07_true_gem", "08_quantization", "09_difficulty"):
+        for name in ("07_true_gem", "08_quantization", "09_difficulty", "index"):
             notebooks[name] = papermill.execute_notebook(
                 ROOT / "nbs" / f"{name}.ipynb",
                 folder / f"{name}.ipynb",
@@ -225,16 +225,18 @@ def test_the_map_names_what_there_is():
         assert set(re.findall(r"`(\w+)`", named)) <= figures
 
 
-def test_the_example_in_the_readme_is_a_committed_record(records):
+def test_the_readme_is_short_has_figures_and_shows_a_committed_record():
+    "Its numbers are those of the landing page, which is compared with the records above"
     text = (ROOT / "README.md").read_text()
-    name = re.search(r"^files:  papermill_runs/02_glue/(\S+)\.ipynb", text, re.M)[
-        1
-    ]  # where a user's run writes
-    record = next(r for r in records if name.endswith(r["digest"]))
-    assert name == get_experiment("02_glue").make(**record["config"]).name_with(
-        arithmetic_of(record)
-    )
-    assert "\n".join(closing_lines(record)) in text and committed_notebook(record).is_file()
+    assert len(text.split()) <= 800
+    figures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert len(figures) >= 2 and all((ROOT / name).is_file() for name in figures)
+    default = valid_record(get_experiment("02_glue").make(), precision="bf16", where="study")
+    assert "\n".join(closing_lines(default)) in text and committed_notebook(default).is_file()
+    for cell in nbformat.read(ROOT / "nbs/index.ipynb", 4).cells:
+        for output in cell.get("outputs", ()):
+            shown = output.get("data", {}).get("text/markdown", "")
+            assert shown.replace("](../", "](") in text
 
 
 def committed_notebook(record):

@@ -413,22 +413,29 @@ class _Box:
         beside = self.right < other.left or other.right < self.left
         return not (beside or self.high < other.low or other.high < self.low)
 
-    def cost(self, points: np.ndarray, placed: list) -> float:
-        "Points (K, 2) and names that it covers, and whether it leaves the axes"
-        columns, rows = points.T
-        inside = (columns > self.left) & (columns < self.right)
-        inside &= (rows > self.low) & (rows < self.high)
+    def distances(self, points: np.ndarray) -> np.ndarray:
+        "How far K points (K, 2) are from the box (K,); 0 inside"
+        low, high = (self.left, self.low), (self.right, self.high)
+        return np.linalg.norm(points - np.clip(points, low, high), axis=1)
+
+    def cost(self, points: np.ndarray, own: int, placed: list) -> float:
+        "Count what it covers, points (K, 2) that are nearer than its own, and leaving the axes"
+        away = self.distances(points)
+        nearer = (away < away[own]).sum()
         outside = self.left < 0 or self.right > 1.02 or self.low < 0 or self.high > 1
-        return inside.sum() + 5 * sum(self.covers(b) for b in placed) + 9 * outside
+        covered = (away == 0).sum() + 5 * sum(self.covers(b) for b in placed)
+        return covered + 2 * nearer + 9 * outside
 
 # %% ../../nbs/46_plots.ipynb #53218c42
 def _boxes(point, width: float, height: float) -> list:
-    "Boxes of a name at the right and left of its point (2,), at its height, above and below it"
+    "Boxes of a name beside its point (2,), at its height, above and below it"
     found, (across, up) = [], point
     for shift in (0, 1, -1, 2, -2):
         low = up + (shift - 0.5) * height
-        for left in (across + 0.02, across - 0.02 - width):
-            found.append(_Box(left, left + width, low, low + height))
+        lefts = [across + 0.02, across - 0.02 - width]
+        if shift:
+            lefts.append(across - width / 2)
+        found += [_Box(left, left + width, low, low + height) for left in lefts]
     return found
 
 # %% ../../nbs/46_plots.ipynb #424b2c7b
@@ -443,7 +450,7 @@ def name_points(ax, x, y, names: list, which: list, size: float = 7.5):
     for i in sorted(which, key=lambda i: y[i]):
         name = textwrap.shorten(names[i].replace("_", " "), 18, placeholder="…")
         width = 0.58 * size / 72 * len(name) / inches[0]
-        box = min(_boxes(points[i], width, height), key=lambda b: b.cost(points, placed))
+        box = min(_boxes(points[i], width, height), key=lambda b: b.cost(points, i, placed))
         placed.append(box)
         look = dict(va="center", fontsize=size, color="0.25", textcoords="axes fraction")
         ax.annotate(name, (x[i], y[i]), xytext=(box.left, (box.low + box.high) / 2), **look)
