@@ -486,7 +486,6 @@ def _select_group(scores, k, rule, absolute):
     wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in scores]
     return [(x.abs() if absolute else x) > threshold for x in wide], 0
 
-
 # %% ../../nbs/21_selection.ipynb #d31d6748
 def prune_rows(
     v,  # (rows, n) array of scores
