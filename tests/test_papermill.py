@@ -50,7 +50,7 @@ def test_defaults_are_written_once(config):
     assert config.make(**{k: space[k] for k in cell}) == config()
 
 
-@pytest.mark.parametrize("where,how", [("root", "piped"), ("nbs", "piped"), ("root", "path")])
+@pytest.mark.parametrize("where,how", [("nbs", "piped"), ("root", "path")])
 def test_papermill_prunes_what_it_was_told(runs, tmp_path, where, how):
     cwd = ROOT if where == "root" else ROOT / "nbs"
     words = [
