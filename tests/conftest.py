@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -29,6 +30,41 @@ def mirror(monkeypatch):
         pytest.skip("no mirror of nyu-mll/glue (set JUNKDNA_MIRROR)")
     monkeypatch.setenv("JUNKDNA_MIRROR", str(MIRROR))
     return MIRROR
+
+
+@pytest.fixture(scope="session")
+def tiny_mirror(tmp_path_factory):
+    "A mirror with what the real one has, and two random models: tiny/bert and tiny/llama"
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+    from junkdna_nb.base.models import load_tokenizer, resolve_model
+
+    folder = tmp_path_factory.mktemp("mirror")
+    for place in MIRROR.iterdir() if MIRROR.is_dir() else ():
+        if place.name != "models":
+            (folder / place.name).symlink_to(place)
+    shape = dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=2, intermediate_size=80)
+    for name, like, build in (
+        ("bert", "minilm", lambda size: BertModel(BertConfig(**shape, vocab_size=size))),
+        (
+            "llama",
+            "smollm2",
+            lambda size: LlamaForCausalLM(
+                LlamaConfig(**shape, vocab_size=size, max_position_embeddings=8192)
+            ),
+        ),
+    ):
+        tokenizer = load_tokenizer(resolve_model(like))
+        torch.manual_seed(0)
+        build(len(tokenizer)).save_pretrained(folder / "models" / "tiny" / name)
+        tokenizer.save_pretrained(folder / "models" / "tiny" / name)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_mirror, monkeypatch):
+    "The models tiny/bert and tiny/llama can be asked for"
+    monkeypatch.setenv("JUNKDNA_MIRROR", str(tiny_mirror))
 
 
 def command(*words, cwd=ROOT, env=None, **kw):

@@ -709,8 +709,8 @@ def decoder():
     tokenizer = load_tokenizer(source)
     return (
         source,
-        load_text(tokenizer, windows=32, length=256),
-        load_text(tokenizer, part="held_out", windows=24, length=256),
+        load_text(tokenizer, windows=12, length=256),
+        load_text(tokenizer, part="held_out", windows=12, length=256),
     )
 
 
@@ -730,11 +730,6 @@ def test_perplexity_is_ordered_on_the_packaged_decoder(decoder):
     for better, worse in (("sparsegpt", "wanda"), ("wanda", "magnitude")):
         d = losses[worse] - losses[better]
         assert d.mean() > 2 * d.std(ddof=1) / len(d) ** 0.5, (better, worse, d.mean())
-
-
-def output_error(W, new, H):
-    "The output's squared error per token, tr((W - new) H (W - new)^T)"
-    return float(((W - new) @ H * (W - new)).sum())
 
 
 def _output_error(W, H, new):

@@ -118,17 +118,35 @@ def test_n_of_m_equals_the_oracle(scores, nm):
     assert positions(masks) == expected
 
 
+def authors_masks(scores, sparsity):
+    "Their rule word by word: the last of the int(n (1 - s)) largest scores, and what is above it"
+    everything = torch.cat([s.reshape(-1) for s in scores])
+    number_to_keep = int(len(everything) * (1 - sparsity))
+    threshold = torch.topk(everything, number_to_keep, sorted=True).values[-1]
+    return [s > threshold for s in scores]
+
+
 @settings(deadline=None, max_examples=80)
-@given(tensors(), st.decimals("0.05", "0.95", places=2).map(float))
+@given(tensors(), st.decimals("0", "0.95", places=2).map(float))
 def test_strict_threshold_keeps_only_what_is_above(scores, sparsity):
     masks, _ = smallest(scores, sparsity, "global", "strict")
-    values = sorted(torch.cat([s.reshape(-1) for s in scores]).tolist(), reverse=True)
-    keep = len(values) - oracle_count(len(values), sparsity)
-    if keep in (0, len(values)):
+    if int(sum(s.numel() for s in scores) * (1 - sparsity)) == 0:  # theirs fails
+        assert not any(m.any() for m in masks)
         return
-    threshold = values[keep - 1]  # the keep-th largest
-    kept = torch.cat([s[m] for s, m in zip(scores, masks, strict=True)]).tolist()
-    assert sorted(kept, reverse=True) == [v for v in values if v > threshold] and len(kept) < keep
+    assert all(map(torch.equal, masks, authors_masks(scores, sparsity)))
+
+
+def test_strict_count_is_the_authors_in_floating_point():
+    "Thirty sizes and sparsities, without ties: layers of minilm and roberta-large among them"
+    rounded = 0
+    for n, s in itertools.product(
+        (50, 997, 384 * 384, 1536 * 384, 1024 * 1024), (0.0, 0.3, 0.4, 0.6, 0.8, 0.9)
+    ):
+        scores = [torch.randperm(n, generator=torch.Generator().manual_seed(n)).float()[None]]
+        (mask,), _ = smallest(scores, s, "global", "strict")
+        assert torch.equal(mask, authors_masks(scores, s)[0]), (n, s)
+        rounded += int(mask.sum()) != n - prune_count(n, s) - 1
+    assert rounded >= 8, "cases that rounding to the nearest would miss"
 
 
 def test_number_of_ties_is_reported():

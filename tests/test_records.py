@@ -233,15 +233,11 @@ def test_the_readme_is_short_has_figures_and_shows_a_committed_record(committed,
     figures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert len(figures) >= 2 and all((ROOT / name).is_file() for name in figures)
     default = valid_record(get_experiment("02_glue").make(), precision="bf16", where="study")
-    assert "\n".join(closing_lines(default)) in text and committed_notebook(default).is_file()
+    assert "\n".join(closing_lines(default)) in text
     for cell in nbformat.read(ROOT / "nbs/index.ipynb", 4).cells:
         for output in cell.get("outputs", ()):
             shown = output.get("data", {}).get("text/markdown", "")
             assert shown.replace("](../", "](") in text
-
-
-def committed_notebook(record):
-    return STUDY / record["experiment"] / f"{record['name']}.ipynb"
 
 
 def test_every_experiment_has_an_executed_notebook():
@@ -263,11 +259,10 @@ def test_every_experiment_has_an_executed_notebook():
             ), f"{path} names a path of a machine"
 
 
-def test_rerun_tells_whether_a_record_comes_out_again(runs):
+def test_rerun_tells_whether_a_record_comes_out_again(runs, tiny):
     "A real run, made again by the command; then the record is changed by hand"
-    done = command(
-        "junkdna", "run", "02_glue", "max_train=64", "max_eval=32", "epochs=1", "max_length=32"
-    )
+    small = "model=tiny/bert", "max_train=64", "max_eval=32", "epochs=1", "max_length=32"
+    done = command("junkdna", "run", "02_glue", *small)
     assert done.returncode == 0, done.stderr
     found = load_runs()
     record = load_record(found[found["mode"] == "sparse"].path.item())

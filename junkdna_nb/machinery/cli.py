@@ -25,7 +25,13 @@ from tabulate import tabulate
 
 from ..base.config import StudyError, machine_precision, unknown
 from ..base.experiments import EXPERIMENTS, closing_lines, get_experiment
-from ..base.records import arithmetic_of, load_items, load_record, load_runs
+from junkdna_nb.base.records import (
+    arithmetic_of,
+    load_items,
+    load_record,
+    load_runs,
+    valid_record,
+)
 from junkdna_nb.base.storage import (
     cache_dir,
     check_writable,
@@ -36,7 +42,7 @@ from junkdna_nb.base.storage import (
     study_dir,
     unheld,
 )
-from .grid import estimate, make_plan, read_grid
+from .grid import _is_stale, estimate, make_plan, read_grid
 from .runner import relative
 from .sweep import _environment, cluster_precision, machine, run_tasks
 from .warm import THREADS, run_shown
@@ -63,27 +69,69 @@ def parse_params(
     return config, {name: getattr(config, name) for name in given}
 
 # %% ../../nbs/59_cli.ipynb #dd2f4092
+_KINDS = dict(ipynb="notebook", json="record", parquet="items", png="figure")
+
+
+def _files(record):
+    "Name the files that stand beside a record"
+    path = Path(record["path"])
+    there = [
+        (kind, what) for kind, what in _KINDS.items() if path.with_suffix(f".{kind}").is_file()
+    ]
+    first, *others = [f".{kind} ({what})" for kind, what in there]
+    return ", ".join([f"{relative(path.with_suffix(''))}{first}", *others])
+
+
+def _close(record):
+    "Print the closing lines of a run and its files"
+    print("", *closing_lines(record), f"files:  {_files(record)}", sep="\n")
+
+# %% ../../nbs/59_cli.ipynb #88ed02ca
+def _age(created):
+    "How long ago, in the unit that suits it"
+    seconds = time.time() - datetime.fromisoformat(created).timestamp()
+    units = ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 48 * 3600)
+    for unit, size, below in units:
+        if seconds < below:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+# %% ../../nbs/59_cli.ipynb #3d0c5b02
+def _found(config, own):
+    "Say that a record of a configuration is there and close with it; False if there is none"
+    record = valid_record(config, where="mine" if own else "all")
+    if record is None:
+        return False
+    made = f"made {_age(record['created'])} ago" + (" by earlier code" if _is_stale(record) else "")
+    print(f"found: {record['name']}, {made}; nothing is run (--force runs it again)")
+    _close(record)
+    return True
+
+# %% ../../nbs/59_cli.ipynb #3d0c5b03
 def run(
     experiment: str,  # name of the notebook, e.g. 02_glue
     params: Param(
         "its parameters as name=value, e.g. sparsity=0.5 task=sarcasm", opt=False, nargs="*"
     ) = (),
+    force: bool = False,  # run it although its record is there
+    own: bool = False,  # only a record of one's own counts as there, none of the study's
 ):
-    "Run one experiment notebook through papermill."
+    "Run one experiment notebook through papermill, unless its record is there."
     config, params = parse_params(get_experiment(experiment), params)
     project_root()
+    if not force and _found(config, own):
+        return
     for folder in (runs_dir(config.experiment), cache_dir()):
         check_writable(folder)
     told = " ".join(f"-p {k} {v}" for k, v in params.items())
     target = relative(runs_dir(config.experiment) / config.name)
+    print(config.cost)
     print(f"papermill nbs/{config.experiment}.ipynb {target}.ipynb {told}", flush=True)
     try:
         record = run_shown(config, params)
     except StudyError as e:
         raise Failed(str(e)) from None
-    stem = relative(Path(record["path"]).with_suffix(""))
-    files = f"{stem}.ipynb (notebook), .json (record), .parquet (items), .png (figure)"
-    print("", *closing_lines(record), f"files:  {files}", sep="\n")
+    _close(record)
 
 # %% ../../nbs/59_cli.ipynb #763c35db
 def only_usable(
@@ -296,16 +344,6 @@ def find_runs(
         same = found[name].astype(str).str.lower() == value.lower()
         found = found[same | (pd.to_numeric(found[name], errors="coerce") == number)]
     return found
-
-# %% ../../nbs/59_cli.ipynb #88ed02ca
-def _age(created):
-    "How long ago, in the unit that suits it"
-    seconds = time.time() - datetime.fromisoformat(created).timestamp()
-    units = ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 48 * 3600)
-    for unit, size, below in units:
-        if seconds < below:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
 
 # %% ../../nbs/59_cli.ipynb #c2f2b8f8
 def _how(r) -> dict:
