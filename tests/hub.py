@@ -11,7 +11,9 @@ from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-_API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+))?(/.*)?")
+_API = re.compile(
+    r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+))?(/.*)?"
+)
 _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -237,8 +239,10 @@ def roberta_tokenizer(folder, texts):
 
 def tiny_roberta(folder, texts):
     "Save a small untrained RoBERTa in the hub's layout"
+    import torch
     from transformers import RobertaConfig, RobertaForMaskedLM
 
+    torch.manual_seed(0)
     roberta_tokenizer(folder, texts)
     size = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     config = RobertaConfig(vocab_size=500, max_position_embeddings=66, type_vocab_size=1, **size)
@@ -247,9 +251,11 @@ def tiny_roberta(folder, texts):
 
 def tiny_llama(folder, texts):
     "Save a small untrained Llama in the hub's layout, its weights in two files"
+    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    torch.manual_seed(0)
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()

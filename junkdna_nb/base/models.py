@@ -280,7 +280,9 @@ def _weight_files(name, folder):
     for index in folder.glob("*.safetensors.index.json"):
         named = set(json.loads(index.read_text())["weight_map"].values())
         if missing := sorted(named - {file.name for file in files}):
-            raise DamagedError(f"model {name} in {folder} lacks {missing[0]}, which its index names")
+            raise DamagedError(
+                f"model {name} in {folder} lacks {missing[0]}, which its index names"
+            )
     return files
 
 # %% ../../nbs/14_models.ipynb #bb1467a1
@@ -410,7 +412,14 @@ def load_decoder(source: ModelSource):
     "Load a pre-trained causal language model in float32, in evaluation mode"
     from transformers import AutoModelForCausalLM
 
-    return _from_folder(AutoModelForCausalLM, source, **_SAFE).eval()
+    options = dict(_SAFE, output_loading_info=True)
+    model, info = _from_folder(AutoModelForCausalLM, source, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise StudyError(
+            f"model {source.name} in {source.folder} is no complete decoder: its files lack "
+            f"{missing[0]} (in all {len(missing)} of its weights)"
+        )
+    return model.eval()
 
 # %% ../../nbs/14_models.ipynb #663f5765
 def load_classifier(

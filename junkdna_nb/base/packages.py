@@ -236,7 +236,9 @@ def _load_hub(repo, config, part):
 _REASONS = {  # what is searched for -> what it means
     ("GatedRepoError", "a gated dataset"): "{repo} is gated: accept its terms on the hub and "
     "set HF_TOKEN to your token",
-    ("OfflineModeIsEnabled",): "HF_HUB_OFFLINE is set and {repo} is not complete in the hub's cache",
+    (
+        "OfflineModeIsEnabled",
+    ): "HF_HUB_OFFLINE is set and {repo} is not complete in the hub's cache",
     ("RepositoryNotFoundError", "DatasetNotFoundError"): "the hub has no public {repo}",
     ("RemoteEntryNotFoundError",): "the hub has lost a file that {repo} lists",
     ("TimeoutException",): "the hub sent nothing of {repo} within its time limit, again and again; "
