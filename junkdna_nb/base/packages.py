@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COUNTRIES_PACKAGE', 'EVALS_PACKAGE', 'VADER_PACKAGE', 'Packaged', 'packages_dir', 'fetch', 'read_member',
-           'read_evals', 'copy_members', 'building', 'mirrored', 'dataset_version', 'open_dataset', 'open_task_data']
+           'read_evals', 'copy_members', 'building', 'mirrored', 'dataset_version', 'hub_reason', 'open_dataset',
+           'open_task_data']
 
 # %% ../../nbs/13_packages.ipynb #cdb69bee
 import contextlib
@@ -231,6 +232,49 @@ def _load_hub(repo, config, part):
         repo = snapshot_download(repo, repo_type="dataset", allow_patterns=patterns)
     return datasets.load_dataset(repo, config)
 
+# %% ../../nbs/13_packages.ipynb #bd69898e
+_REASONS = {  # what is searched for -> what it means
+    ("GatedRepoError", "a gated dataset"): "{repo} is gated: accept its terms on the hub and "
+    "set HF_TOKEN to your token",
+    (
+        "OfflineModeIsEnabled",
+    ): "HF_HUB_OFFLINE is set and {repo} is not complete in the hub's cache",
+    ("RepositoryNotFoundError", "DatasetNotFoundError"): "the hub has no public {repo}",
+    ("RemoteEntryNotFoundError",): "the hub has lost a file that {repo} lists",
+    ("TimeoutException",): "the hub sent nothing of {repo} within its time limit, again and again; "
+    "what has come is kept, so run again or raise HF_HUB_DOWNLOAD_TIMEOUT ({limit} s)",
+    ("ConnectError", "ConnectionError", "RemoteProtocolError"): "the hub cannot be reached",
+}
+
+# %% ../../nbs/13_packages.ipynb #8911d59a
+def _chain(error):
+    "Yield an error and those that it came from"
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _told(error):
+    "The names of an error's classes, and what it says"
+    return " ".join([*(c.__name__ for c in type(error).__mro__), str(error)])
+
+# %% ../../nbs/13_packages.ipynb #39b0dc51
+def hub_reason(
+    repo: str,  # 'owner/name'
+    error: Exception,  # of the hub's client, or of `datasets`
+) -> str:
+    "Say in one line why the hub did not give a repository"
+    from huggingface_hub import constants
+
+    told = " ".join(map(_told, _chain(error)))
+    for words, reason in _REASONS.items():
+        if any(word in told for word in words):
+            return reason.format(repo=repo, limit=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    said = [*str(error).strip().splitlines(), ""][0]
+    return f"the hub cannot give {repo} ({type(error).__name__}: {said[:200]})"
+
 # %% ../../nbs/13_packages.ipynb #95a310bf
 def open_dataset(
     repo: str,  # 'owner/name'
@@ -245,8 +289,10 @@ def open_dataset(
                 return _load_mirrored(repo, config, part), f"{repo} in the mirror"
             return _load_hub(repo, config, part), f"{repo} on the hub"
     except Exception as e:
-        missing = f"; {Path(mirror) / repo} does not exist" if mirror and not folder else ""
-        raise StudyError(f"{type(e).__name__} at {folder or 'the hub'}{missing}") from None
+        if folder:
+            raise StudyError(f"{type(e).__name__} at {folder}") from None
+        missing = f"; {Path(mirror) / repo} does not exist" if mirror else ""
+        raise StudyError(hub_reason(repo, e) + missing) from None
 
 # %% ../../nbs/13_packages.ipynb #800b17f4
 def open_task_data(

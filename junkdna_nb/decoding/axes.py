@@ -32,6 +32,7 @@ from junkdna_nb.base.models import (
     ModelSource,
     cast_,
     count_parameters,
+    load_config,
     load_decoder,
     load_tokenizer,
     resolve_model,
@@ -523,10 +524,8 @@ def _tight(longest: dict, room: int) -> list:
 # %% ../../nbs/33_axes.ipynb #38a447de
 def _room(source: ModelSource) -> int:
     "Return how many tokens a model's context takes, from its configuration"
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
+    config = load_config(source).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 10**9
 
 # %% ../../nbs/33_axes.ipynb #8f199b8c
 def _scale(config: DecoderConfig, source, data: QuestionData, levels: list, notes: list) -> str:
