@@ -339,6 +339,7 @@ def make_masks(
         how["layers"] = pruned.notes
     masks = Masks({w.name: pruned.kept[w.name] for w in weights}, how)
     if apply:
-        masks.apply_(model)
+        if chosen.statistic is None:  # a calibrated method has pruned on its way
+            masks.apply_(model)
         masks.provenance["applied_sha256"] = hash_weights(weights)
     return masks
