@@ -172,10 +172,8 @@ def test_generation_shares_beginnings_and_changes_nothing(smollm2):
     prompts = [prompt(q, demonstrations(data, 4, question=q)) for q in data.asked[:7]] + [
         prompt(data.asked[0])
     ]
-    assert any(
-        len(g.start) > 50
-        for g in scoring._by_beginning([tokenizer(p)["input_ids"] for p in prompts])
-    )
+    ids = sorted(tuple(tokenizer(p)["input_ids"]) for p in prompts)
+    assert any(row.start > 50 and len(row.members) > 1 for row in scoring._bunches(ids, 400))
 
     def alone(text):
         ids = tokenizer(text, return_tensors="pt")
@@ -198,17 +196,47 @@ def test_generation_shares_beginnings_and_changes_nothing(smollm2):
         generate_answers(model, tokenizer, prompts, max_tokens=9000)
 
 
-def test_beginnings_are_grouped():
-    groups = scoring._by_beginning(
-        [[1] * 20 + [i] for i in range(3)]
-        + [[2] * 30 + [i, i] for i in range(2)]
-        + [[3, 4], [3, 5]]
-    )
-    assert sorted((len(g.start), sorted(g.members)) for g in groups) == [
-        (0, [5, 6]),
-        (20, [0, 1, 2]),
-        (30, [3, 4]),
-    ]
+@pytest.mark.parametrize("most", [1, 20, 60, 1000])
+def test_rows_of_prompts_fit_and_share(most):
+    "Random trees of prompts, some the beginning of others: every prompt once, no row too large"
+    rng = np.random.default_rng(0)
+    stems = [tuple(rng.integers(0, 3, n)) for n in (0, 4, 12, 30)]
+    prompts = {stems[rng.integers(4)] + tuple(rng.integers(0, 3, 6)) for _ in range(60)}
+    ids = sorted(prompts | {p[:-2] for p in list(prompts)[:10]})
+    rows = scoring._bunches(ids, most)
+    assert [i for row in rows for i in row.members] == list(range(len(ids)))
+    for row in rows:
+        members, tree = [ids[i] for i in row.members], scoring._Tree(row.start)
+        nodes = [tree.add(tokens)[-1] for tokens in members]
+        assert len({tokens[: row.start] for tokens in members}) == 1
+        assert len(set(nodes)) == len(members)
+        assert len(members) == 1 or len(tree.tokens) <= most
+    assert scoring._bunches([], most) == []
+
+
+def test_no_token_is_generated_after_an_end(smollm2):
+    "Prompts of several levels, in small pieces and rows: fewer tokens computed, same answers"
+    model, tokenizer = smollm2
+    data = load_questions("facts", max_eval=3, kind="capital")
+    shown = [with_passages(data, q, n, 1) for q in data.asked for n in (0, 1, 2, 4)]
+    prompts = []
+    for passages, q in zip(shown, [q for q in data.asked for _ in range(4)], strict=True):
+        prompts.append(prompt(q, passages=passages))
+    ids = [tuple(tokenizer(p)["input_ids"]) for p in prompts]
+    ends, scorer = scoring._ending(model, tokenizer), Scorer(model)
+    whole = dict(scorer._continue(ids, 10, 1 << 30, ends))
+    for tokens in whole.values():
+        assert len(tokens) == 10 or ends(tokens[-1])
+        assert not any(map(ends, tokens[:-1]))
+    assert scorer.computed < 0.8 * sum(map(len, ids))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "_PIECE", 48)
+        assert dict(scorer._continue(ids, 10, 1 << 30, ends)) == whole
+        patch.setattr(scoring, "_BUNCH", 100)
+        assert dict(scorer._continue(ids, 10, 1 << 30, ends)) == whole
+    batched = dict(scoring._batched(model, tokenizer, ids, 10, 1 << 30))
+    answers = [scoring._answer(tokenizer, batched[tokens]) for tokens in ids]
+    assert generate_answers(model, tokenizer, prompts, max_tokens=10) == answers
 
 
 def test_sanity_on_the_real_model(smollm2):

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import islice, product
+from itertools import chain, islice, product
 
 import numpy as np
 import pandas as pd
@@ -339,13 +339,13 @@ def _choice_rows(model, tokenizer, conditions: list, how: Asking):
 
 # %% ../../nbs/33_axes.ipynb #d30df66b
 def _free_rows(model, tokenizer, conditions: list, how: Asking):
-    "Yield the items of all conditions without options"
+    "Yield the items of all conditions without options, answered in one call"
+    contexts = list(chain.from_iterable(c.contexts for c in conditions))
+    prompts = contexts, how.max_tokens, how.memory, how.rendered, how.label
+    answers = iter(generate_answers(model, tokenizer, *prompts))
     for c in conditions:
-        label = f"{how.label} {c.level}" if how.label else ""
-        prompts = c.contexts, how.max_tokens, how.memory, how.rendered, label
-        answers = generate_answers(model, tokenizer, *prompts)
-        for q, answer in zip(c.questions, answers, strict=True):
-            yield _free_row(c, q, answer)
+        for q in c.questions:
+            yield _free_row(c, q, next(answers))
 
 # %% ../../nbs/33_axes.ipynb #ea0702db
 def ask_all(model, tokenizer, conditions: list, how: Asking = None) -> pd.DataFrame:
@@ -354,7 +354,9 @@ def ask_all(model, tokenizer, conditions: list, how: Asking = None) -> pd.DataFr
     choice = [c for c in conditions if c.options]
     free = [c for c in conditions if not c.options]
     rows = list(_choice_rows(model, tokenizer, choice, how)) if choice else []
-    return pd.DataFrame(rows + list(_free_rows(model, tokenizer, free, how)))
+    if free:
+        rows += _free_rows(model, tokenizer, free, how)
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/33_axes.ipynb #c22d7f6c
 def _means(items: pd.DataFrame, column: str = "correct") -> np.ndarray:

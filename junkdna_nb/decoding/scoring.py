@@ -7,12 +7,11 @@ __all__ = ['SCORES', 'LM_EVAL_NAMES', 'Request', 'Scored', 'make_request', 'Scor
            'generate_answers']
 
 # %% ../../nbs/32_scoring.ipynb #d136144e
-import copy
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -116,6 +115,13 @@ def mask(self: _Tree) -> np.ndarray:
         if parent >= 0:
             sees[node] |= sees[parent]
     return sees
+
+
+@patch
+def sees(self: _Tree) -> np.ndarray:
+    "Return which node sees what, (nodes, trunk and nodes) of bool: the whole trunk, and `mask`"
+    trunk = np.ones((len(self.tokens), self.start), bool)
+    return np.concatenate([trunk, self.mask()], 1)
 
 # %% ../../nbs/32_scoring.ipynb #cb679364
 def _room(model) -> int:
@@ -280,18 +286,23 @@ def _trunk(self: Scorer, trunk: _Trunk, wanted: tuple) -> _Trunk:
 
 # %% ../../nbs/32_scoring.ipynb #918b705e
 @patch
-def _inputs(self: Scorer, tree: _Tree, cache) -> dict:
-    "Return the model's inputs for one row: a tree behind the trunk in the cache"
-    ids = torch.tensor([tree.tokens], device=self.device)
-    if not self.share:
-        return dict(input_ids=ids, use_cache=False)
-    trunk = np.ones((len(tree.tokens), tree.start), bool)
-    sees = torch.from_numpy(np.concatenate([trunk, tree.mask()], 1)).to(self.device)
+def _seeing(self: Scorer, tokens: list, places: list, sees: np.ndarray, cache) -> dict:
+    "Return the inputs of tokens at given places behind the cache; each sees what `sees` allows"
+    sees = torch.from_numpy(sees).to(self.device)
     never = torch.finfo(self.dtype).min
     bias = torch.zeros(sees.shape, dtype=self.dtype, device=self.device).masked_fill_(~sees, never)
-    places = torch.tensor([tree.depth], device=self.device)
-    seen = dict(attention_mask=bias[None, None], position_ids=places, past_key_values=cache)
+    ids = torch.tensor([tokens], device=self.device)
+    where = torch.tensor([places], device=self.device)
+    seen = dict(attention_mask=bias[None, None], position_ids=where, past_key_values=cache)
     return dict(input_ids=ids, use_cache=True, **seen)
+
+
+@patch
+def _inputs(self: Scorer, tree: _Tree, cache) -> dict:
+    "Return the model's inputs for one row: a tree behind the trunk in the cache"
+    if not self.share:
+        return dict(input_ids=torch.tensor([tree.tokens], device=self.device), use_cache=False)
+    return self._seeing(tree.tokens, tree.depth, tree.sees(), cache)
 
 # %% ../../nbs/32_scoring.ipynb #46b7d682
 @patch
@@ -474,7 +485,97 @@ def compare_choices(first: list, second: list, score: str = "raw") -> dict:
         kl_per_question=kl,
     )
 
-# %% ../../nbs/32_scoring.ipynb #1d2b3556
+# %% ../../nbs/32_scoring.ipynb #62494fe6
+def _ending(model, tokenizer):
+    "Return whether a token ends an answer: by ending the text, or a line"
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return cache(lambda token: token in ends or "\n" in tokenizer.decode([token]))
+
+
+def _answer(tokenizer, tokens) -> str:
+    "Return the text of generated tokens, to the end of the line"
+    return tokenizer.decode(tokens, skip_special_tokens=True).split("\n")[0].strip()
+
+# %% ../../nbs/32_scoring.ipynb #de69c4c1
+def _bunches(ids: list, most: int) -> list:  # of `_Row`
+    "Cut sorted prompts where they share least, until the merged tokens of each row fit"
+    shared = [_common(a, b, len(a)) for a, b in pairwise(ids)]
+    found, rest = [], [(0, len(ids))] if ids else []
+    while rest:
+        low, high = rest.pop()
+        inner = shared[low : high - 1]
+        lengths = [len(tokens) for tokens in ids[low:high]]
+        start = min([n - 1 for n in lengths] + inner)
+        if high - low == 1 or sum(lengths) - sum(inner) - start <= most:
+            found.append(_Row(start, list(range(low, high))))
+            continue
+        # of equal places the one in the middle
+        center = (len(inner) - 1) / 2
+        cut = low + 1 + min(range(len(inner)), key=lambda k: (inner[k], abs(k - center)))
+        rest += [(cut, high), (low, cut)]
+    return found
+
+# %% ../../nbs/32_scoring.ipynb #1516c05d
+_PIECE = 512  # tokens read together
+
+
+@patch
+@torch.no_grad()
+def _read(self: Scorer, tree: _Tree, cache, leaves: list) -> list:
+    "Put a tree behind the trunk in the cache; return the most probable token after each leaf"
+    sees, best = tree.sees(), {}
+    self.computed += len(tree.tokens)
+    for low in range(0, len(tree.tokens), _PIECE):
+        high = min(low + _PIECE, len(tree.tokens))
+        seen = sees[low:high, : tree.start + high]
+        inputs = self._seeing(tree.tokens[low:high], tree.depth[low:high], seen, cache)
+        here = [leaf for leaf in leaves if low <= leaf < high]
+        nodes = torch.tensor([leaf - low for leaf in here], dtype=torch.long, device=self.device)
+        best |= zip(here, self._logits(inputs, nodes).argmax(-1).tolist(), strict=True)
+    return [best[leaf] for leaf in leaves]
+
+# %% ../../nbs/32_scoring.ipynb #d2c3c80e
+@patch
+@torch.no_grad()
+def _write(self: Scorer, tree: _Tree, cache, leaves: list, most: int, ends) -> list:
+    "Continue every leaf of a tree greedily, by at most `most` tokens; return their tokens"
+    written = [[token] for token in self._read(tree, cache, leaves)]
+    sees, going = tree.sees()[leaves], list(range(len(leaves)))
+    for step in range(1, most):
+        # rows of `sees` belong to the prompts that took part in the last step
+        left = [k for k, i in enumerate(going) if not ends(written[i][-1])]
+        if not left:
+            break
+        going = [going[k] for k in left]
+        sees = np.concatenate([sees[left], np.eye(len(left), dtype=bool)], 1)
+        tokens = [written[i][-1] for i in going]
+        places = [tree.depth[leaves[i]] + step for i in going]
+        inputs = self._seeing(tokens, places, sees, cache)
+        self.computed += len(going)
+        best = self._logits(inputs, torch.arange(len(going), device=self.device)).argmax(-1)
+        for i, token in zip(going, best.tolist(), strict=True):
+            written[i].append(token)
+    return written
+
+# %% ../../nbs/32_scoring.ipynb #ce08327b
+_BUNCH = 2048  # merged tokens of a row
+
+
+@patch
+def _continue(self: Scorer, ids: list, most: int, memory: int, ends):
+    "Yield (prompt, its generated tokens) for different prompts, given as tuples of tokens"
+    ids, trunk = sorted(ids), _Trunk()
+    fitting = min(_BUNCH, memory // _token_bytes(self.model, 2 * _BUNCH))
+    for row in _bunches(ids, fitting):
+        trunk = self._trunk(trunk, ids[row.members[0]][: row.start])
+        tree = _Tree(row.start)
+        leaves = [tree.add(ids[i])[-1] for i in row.members]
+        written = self._write(tree, trunk.cache, leaves, most, ends)
+        _crop(trunk.cache, row.start)
+        yield from zip([ids[i] for i in row.members], written, strict=True)
+
+# %% ../../nbs/32_scoring.ipynb #0f77d28a
 @contextmanager
 def _greedily(model, tokenizer, max_tokens: int):
     "Have the model generate greedily to the end of a line; its own settings come back afterwards"
@@ -495,104 +596,55 @@ def _greedily(model, tokenizer, max_tokens: int):
     finally:
         model.generation_config = own
 
-# %% ../../nbs/32_scoring.ipynb #46b01377
-@dataclass
-class _Group:
-    "Prompts that begin alike"
-
-    start: list  # the tokens they have in common
-    members: list  # indices of the prompts
-
-# %% ../../nbs/32_scoring.ipynb #a75ebc6d
-def _by_beginning(ids: list, least: int = 16) -> list:
-    "Group prompts, given as token lists, by common beginnings of at least `least` tokens"
-    groups = []
-    for i in sorted(range(len(ids)), key=lambda i: ids[i]):
-        last = groups[-1] if groups else _Group([], [])
-        same = _common(last.start, ids[i], len(ids[i]) - 1)
-        if same >= least and (len(last.members) == 1 or same >= len(last.start) // 2):
-            last.start = last.start[:same]
-            last.members.append(i)
-        else:
-            groups.append(_Group(ids[i][:-1], [i]))
-    alone = [g.members[0] for g in groups if len(g.members) == 1]
-    shared = [g for g in groups if len(g.members) > 1]
-    return shared + ([_Group([], alone)] if alone else [])
-
-# %% ../../nbs/32_scoring.ipynb #8a26db41
-def _padded(ids: list, trunk: int, pad: int, device) -> dict:
-    "Pad prompts of one group to one length, behind their common beginning of `trunk` tokens"
+# %% ../../nbs/32_scoring.ipynb #59138982
+def _padded(ids: list, pad: int, device) -> dict:
+    "Pad prompts to one length, at their beginning"
     width = max(map(len, ids))
-    rows, masks = [], []
-    for row in ids:
-        missing = width - len(row)
-        rows.append(row[:trunk] + [pad] * missing + row[trunk:])
-        masks.append([1] * trunk + [0] * missing + [1] * (len(row) - trunk))
+    rows = [[pad] * (width - len(row)) + list(row) for row in ids]
+    masks = [[0] * (width - len(row)) + [1] * len(row) for row in ids]
     batch = dict(input_ids=rows, attention_mask=masks)
     return {name: torch.tensor(x, device=device) for name, x in batch.items()}
 
-# %% ../../nbs/32_scoring.ipynb #980be5d3
-def _takes_beginnings(model, tokens: list, device) -> bool:
-    "Does the model keep plain keys and values, without windows, so that they can be copied?"
-    from transformers import DynamicCache
-
-    if _windowed(model):
-        return False
-    made = model(input_ids=torch.tensor([tokens[:2]], device=device), use_cache=True)
-    return type(made.get("past_key_values")) is DynamicCache
-
-# %% ../../nbs/32_scoring.ipynb #571f472d
-def _group_answers(model, tokenizer, ids: list, group: _Group, size_of):
-    "Yield (index, answer) for every prompt of a group; `size_of` a prompt length is a batch size"
-    from transformers import DynamicCache
-
-    device, trunk, cache = next(model.parameters()).device, len(group.start), None
-    if trunk:  # computed once for the group
-        cache = DynamicCache(config=model.config)
-        start = torch.tensor([group.start], device=device)
-        model(input_ids=start, past_key_values=cache, use_cache=True)
-    order = sorted(group.members, key=lambda i: -len(ids[i]))
-    while order:
-        width = len(ids[order[0]])
-        members, order = order[: size_of(width)], order[size_of(width) :]
-        batch = _padded([ids[i] for i in members], trunk, tokenizer.pad_token_id or 0, device)
-        if trunk:  # every prompt of the batch gets a copy
-            batch["past_key_values"] = copy.deepcopy(cache)
-            batch["past_key_values"].batch_repeat_interleave(len(members))
-        for i, row in zip(members, model.generate(**batch, tokenizer=tokenizer), strict=True):
-            text = tokenizer.decode(row[width:], skip_special_tokens=True)
-            yield i, text.split("\n")[0].strip()
-
-# %% ../../nbs/32_scoring.ipynb #68c97902
+# %% ../../nbs/32_scoring.ipynb #df46c587
 @torch.no_grad()
+def _batched(model, tokenizer, ids: list, most: int, memory: int):
+    "Yield (prompt, its generated tokens) for different prompts, batch by batch"
+    order, device = sorted(ids, key=len, reverse=True), next(model.parameters()).device
+    while order:
+        tokens = len(order[0]) + most
+        size = max(1, min(32, memory // (tokens * _token_bytes(model, tokens))))
+        members, order = order[:size], order[size:]
+        batch = _padded(members, tokenizer.pad_token_id or 0, device)
+        with _greedily(model, tokenizer, most):
+            made = model.generate(**batch, tokenizer=tokenizer)
+        yield from zip(members, made[:, len(members[0]) :].tolist(), strict=True)
+
+# %% ../../nbs/32_scoring.ipynb #b6e5696a
 def generate_answers(
     model,
     tokenizer,
     contexts: list,  # prompts
     max_tokens: int = 16,  # of an answer
-    memory: int = 1 << 30,  # bytes that a batch may take beside the model
+    memory: int = 1 << 30,  # bytes that a row or a batch may take beside the model
     rendered: bool = False,  # are prompts rendered chat templates?
     progress: str = "",  # label of a progress bar
 ) -> list:  # of texts, in the same order
     "Generate greedy answers, to the end of the line"
-    ids = [tokenizer(c, add_special_tokens=not rendered)["input_ids"] for c in contexts]
+    ids = [tuple(tokenizer(c, add_special_tokens=not rendered)["input_ids"]) for c in contexts]
     longest, room = max(map(len, ids), default=0), _room(model)
     if longest + max_tokens > room:
         raise StudyError(
             f"a prompt of {longest} tokens leaves no room for {max_tokens} more in the "
             f"model's context (allowed: at most {room} together)"
         )
-
-    def size_of(width):
-        tokens = width + max_tokens
-        return max(1, min(32, memory // (tokens * _token_bytes(model, tokens))))
-
-    groups, found = [_Group([], list(range(len(ids))))], [None] * len(ids)
-    if ids and _takes_beginnings(model, ids[0], next(model.parameters()).device):
-        groups = _by_beginning(ids)
-    with _bar(len(ids), "answer", progress) as bar, _greedily(model, tokenizer, max_tokens):
-        for group in groups:
-            for i, answer in _group_answers(model, tokenizer, ids, group, size_of):
-                found[i] = answer
-                bar.update(1)
-    return found
+    scorer, different = Scorer(model, memory=memory), set(ids)
+    if scorer.share:
+        made = scorer._continue(different, max_tokens, memory, _ending(model, tokenizer))
+    else:
+        made = _batched(model, tokenizer, different, max_tokens, memory)
+    found = {}
+    with _bar(len(different), "prompt", progress) as bar:
+        for prompt, tokens in made:
+            found[prompt] = _answer(tokenizer, tokens)
+            bar.update(1)
+    return [found[prompt] for prompt in ids]
