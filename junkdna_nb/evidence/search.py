@@ -140,16 +140,19 @@ class Search:
         if not 0 < self.keep <= 1:
             raise StudyError(f"keep={self.keep} is out of range (allowed: a number in (0, 1])")
 
-    @property
-    def fresh(self):
-        "Draws of the confirmation; draw 0 chooses"
-        return range(1, self.draws + 1)
-
-    def missing(self, level, draws) -> list:
-        "Runs of a setting that are not known"
-        return [(level, d) for d in draws if (level, d) not in self.known]
-
 # %% ../../nbs/49_search.ipynb #49000032
+@patch(as_prop=True)
+def fresh(self: Search):
+    "Draws of the confirmation; draw 0 chooses"
+    return range(1, self.draws + 1)
+
+
+@patch
+def missing(self: Search, level, draws) -> list:
+    "Runs of a setting that are not known"
+    return [(level, d) for d in draws if (level, d) not in self.known]
+
+# %% ../../nbs/49_search.ipynb #49000033
 @patch
 def chosen(self: Search) -> dict:
     "setting -> `Margin` of the run that chose, the dense model's among them"
@@ -165,7 +168,7 @@ def confirmed(self: Search) -> dict:
     spread = seed_variance(self.known, [DENSE, *whole], self.fresh)
     return {level: margin(self.known, level, self.fresh, self.keep, spread) for level in whole}
 
-# %% ../../nbs/49_search.ipynb #49000034
+# %% ../../nbs/49_search.ipynb #49000035
 @dataclass(frozen=True)
 class _End:
     "How far a walk has come"
@@ -189,7 +192,7 @@ def _walk(search, predicted, se, margins, name) -> _End:
             return _End(last, [])
     return _End(None, [])
 
-# %% ../../nbs/49_search.ipynb #49000036
+# %% ../../nbs/49_search.ipynb #49000037
 @patch
 def _planned_se(self: Search, chosen) -> float:
     "Standard error that a confirmed margin will have"
@@ -209,7 +212,7 @@ def _ends(self: Search) -> list:
     strong = _walk(self, -curve[::-1], se, below.get, lambda i: top - i)
     return [mild, strong]
 
-# %% ../../nbs/49_search.ipynb #49000038
+# %% ../../nbs/49_search.ipynb #49000039
 @patch
 def todo(self: Search) -> list:
     "Runs that come next as (setting, draw), the most informative first; empty at the end"
@@ -224,7 +227,7 @@ def todo(self: Search) -> list:
         asked += end.todo
     return list(dict.fromkeys(asked))
 
-# %% ../../nbs/49_search.ipynb #49000039
+# %% ../../nbs/49_search.ipynb #49000040
 @dataclass(frozen=True)
 class Found:
     "A breaking point: the best guess inside its 95 % interval"
@@ -248,7 +251,7 @@ def found(self: Search) -> Found:
     best = int(np.flatnonzero(looks).max(initial=DENSE))
     return Found(low, min(max(best, low), high), high, not self.todo())
 
-# %% ../../nbs/49_search.ipynb #49000041
+# %% ../../nbs/49_search.ipynb #49000042
 @dataclass
 class Synthetic:
     "A task whose breaking point is known; every instance has items of its own"
@@ -277,7 +280,7 @@ class Synthetic:
         correct = (left > 0).astype(float)
         return Estimates(np.array([correct.mean()]), (correct - correct.mean())[None])
 
-# %% ../../nbs/49_search.ipynb #49000042
+# %% ../../nbs/49_search.ipynb #49000043
 @patch
 def kept(self: Synthetic) -> np.ndarray:
     "True share of the dense score at each setting"
@@ -291,7 +294,7 @@ def breaking(self: Synthetic, keep: float) -> int:
     "The true breaking point"
     return int(np.flatnonzero(self.kept() >= keep).max(initial=DENSE))
 
-# %% ../../nbs/49_search.ipynb #49000049
+# %% ../../nbs/49_search.ipynb #49000050
 @dataclass(frozen=True)
 class Simulated:
     "Averages over repetitions"
@@ -309,7 +312,7 @@ def _searched(task, keep, draws):
     found = search.found()
     return found.low, found.high, sum(level != DENSE for level, _ in search.known)
 
-# %% ../../nbs/49_search.ipynb #49000050
+# %% ../../nbs/49_search.ipynb #49000051
 def _whole_grid(task, keep, draws):
     "(low, high, runs) of the full grid on a synthetic task"
     size = len(task.lost)
@@ -323,7 +326,7 @@ def _whole_grid(task, keep, draws):
         high -= 1
     return low, max(low, high), size * draws
 
-# %% ../../nbs/49_search.ipynb #49000051
+# %% ../../nbs/49_search.ipynb #49000052
 def simulate(
     lost,  # (L,) what each setting takes away
     keep: float = 0.95,
