@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Failed', 'parse_params', 'run', 'only_usable', 'sweep', 'find_runs', 'runs', 'find_digest', 'show',
-           'clean', 'paired_difference', 'compare', 'rerun', 'tasks', 'usable', 'freeze', 'verdict', 'show_claim',
-           'appendix', 'main']
+           'clean', 'paired_difference', 'compare', 'rerun', 'audit', 'tasks', 'usable', 'freeze', 'verdict',
+           'show_claim', 'appendix', 'main']
 
 # %% ../../nbs/59_cli.ipynb #68a4d0c0
 import contextlib
@@ -659,6 +659,46 @@ def rerun(
     if not agrees:
         raise Failed("the record is not reproduced")
 
+# %% ../../nbs/59_cli.ipynb #cli00a02
+def audit(
+    model: str,  # alias, mirrored model or hub id
+    task: str,  # a task's name, or a file of your own: .csv, .jsonl, .parquet
+    methods: str = "",  # separated by commas; those that fit and need no text if not given
+    modes: str = "sparse",  # transfer modes of a model that is trained
+    keep: float = 0.95,  # share of the dense score that is to be kept
+    hours: float = float("inf"),  # budget of time; ends with what is known by then
+    seeds: int = 2,  # fresh seeds of each setting that is confirmed
+    text: str = "text",  # column of a file of your own
+    text2: str = "",  # second text of a pair
+    label: str = "label",  # column of classes or scores
+    tasks: str = "",  # your own table of tasks (JUNKDNA_TASKS)
+    max_train: int = 800,  # cap on training examples; 0: all
+    max_eval: int = 1000,  # cap on evaluated examples or questions; 0: all
+    epochs: int = 2,  # passes over the training examples
+    max_length: int = 64,  # tokens; longer texts are cut
+    jobs: int = 0,  # runs at a time (0: what fits this machine)
+    scheduler: str = "",  # address of a running Dask scheduler
+):
+    "How far a model can be compressed for a task: search, report, and the compressed model."
+    from junkdna_nb.machinery.audit import carry_out, make_audit
+
+    if tasks:
+        os.environ["JUNKDNA_TASKS"] = tasks
+    sizes = dict(max_train=max_train, max_eval=max_eval, epochs=epochs, max_length=max_length)
+    columns = dict(text=text, text2=text2, label=label)
+    asked = make_audit(model, task, methods, modes, keep, hours, seeds, **columns, **sizes)
+    for folder in (runs_dir("audit"), cache_dir()):
+        check_writable(folder)
+    from junkdna_nb.machinery.handover import closing, hand_over, read_result
+
+    result = read_result(asked.folder)
+    if not (result and result["done"]):
+        try:
+            result = hand_over(carry_out(asked, hours, jobs, scheduler))
+        except StudyError as e:
+            raise Failed(str(e)) from None
+    print(*closing(result, asked.folder), sep="\n")
+
 # %% ../../nbs/59_cli.ipynb #b43ae99a
 def _decimals(x):
     return "-" if x is None or x != x else f"{x:.2f}"
@@ -768,7 +808,8 @@ def appendix(
 
 # %% ../../nbs/59_cli.ipynb #1b6a357c
 COMMANDS = dict(run=run, sweep=sweep, runs=runs, show=show, rerun=rerun, clean=clean, tasks=tasks)
-COMMANDS |= dict(usable=usable, claim=show_claim, verdict=verdict, freeze=freeze, appendix=appendix)
+COMMANDS |= dict(audit=audit, usable=usable, claim=show_claim, verdict=verdict, freeze=freeze)
+COMMANDS |= dict(appendix=appendix)
 _PLACES = [f"JUNKDNA_{name}" for name in ("ROOT", "RUNS", "STUDY", "CACHE", "MIRROR")]
 
 
