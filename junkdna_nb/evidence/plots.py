@@ -618,6 +618,17 @@ def _limit_panel(ax, kept: list, what: str, xlabel: str):
     ax.set(xlabel=xlabel, ylim=(-0.7, len(kept) - 0.3))
 
 # %% ../../nbs/46_plots.ipynb #66d4f570
+def _missing(kept: list) -> str:
+    "Explain arrows and empty rows, where there are any"
+    notes = ""
+    limits = [*(row.sparsity for row in kept), *(row.bits for row in kept if row.bits)]
+    if not all(np.isfinite(limit.value) for limit in limits):
+        notes += "; arrows: beyond what was run"
+    if not all(row.bits for row in kept):
+        notes += "; no mark: not run with fewer bits"
+    return notes
+
+
 def keep_figure(kept: list, title: str = ""):
     "Draw for every task the largest sparsity and the fewest bits that keep 95 % of the dense score"
     import matplotlib.pyplot as plt
@@ -638,11 +649,10 @@ def keep_figure(kept: list, title: str = ""):
     right.set_xlim(1.5, 8.6)
     right.tick_params(axis="y", length=0)
     legend_above(fig, (left, right))
-    note = "; no task has been run with fewer bits" if not any(row.bits for row in kept) else ""
     caption(
         fig,
-        f"{len(kept)} tasks; at least 95 % of the dense score; bars: 95 % intervals over items; "
-        f"arrows: beyond what was run{note}",
+        f"{len(kept)} tasks; at least 95 % of the dense score; bars: 95 % intervals over items"
+        f"{_missing(kept)}",
     )
     return fig
 

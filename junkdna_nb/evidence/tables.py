@@ -49,7 +49,7 @@ def _detectable(r: Row) -> str:
     "Say which effect a row would have shown with a power of 80 %"
     if r.claim.kind == "order" and r.detectable >= 1:
         return "too few sources to show any tau"
-    return f"would have shown {r.detectable:.2f}"
+    return f"detectable with 80 % power: {r.detectable:.2f}"
 
 
 def _planned(r: Row) -> float | None:
@@ -145,7 +145,7 @@ def _basis_lines(row: Row) -> list:
     if row.detectable is not None:
         has_power = row.power is not None and planned is not None
         power = f"{row.power:.0%} for {planned:.2f}; " if has_power else ""
-        lines.append(f"power      {power}80 %: {_detectable(row)}")
+        lines.append(f"power      {power}{_detectable(row)}")
     if e.records:
         more = " ..." if len(e.records) > 6 else ""
         lines.append(f"records    {len(e.records)}: {' '.join(e.records[:6])}{more}")
@@ -373,7 +373,7 @@ def paper_says(claim: str) -> str:
         for name in series:
             x, y = paper_points(figure, panel, name)
             kept.append(f"{name.replace('_', ' ')} {y[np.isclose(x, sparsity)][0]:.0f} %")
-        said.append(f"{panel}: {', '.join(kept)}")
+        said.append(f"{panel.replace(' 100%', ' (all data)')}: {', '.join(kept)}")
     return (
         f"- the paper (roberta-large, without intervals) keeps of the dense score at {sparsity:g}: "
         f"{'; '.join(said)}."
@@ -386,6 +386,12 @@ def verdict_below(both: list, claim: str) -> str:
     return f"**{question}**\n\n{sentences(both, claim)}\n{paper_says(claim)}"
 
 # %% ../../nbs/45_tables.ipynb #1e77abb3
+def _why(r: Row) -> str:
+    "Why a row is inconclusive: it was not tested, or its power"
+    closed = "gate" in (r.reason or "")
+    return "not tested: its primary claim is not supported" if closed else power_text(r)
+
+
 def _brief(r: Row, tasks: str) -> dict:
     "The cells of a row that names its tasks"
     x = r.evidence.main
@@ -395,7 +401,7 @@ def _brief(r: Row, tasks: str) -> dict:
         "estimate [95 %]": f"{_unit(r)} {estimate_text(x)}" if x else "-",
         "p": p_text(r.p),
         "verdict": f"*{r.verdict}*" if r.population == OLD else r.verdict,
-        "power": power_text(r) if r.verdict == "inconclusive" else "-",
+        "note": _why(r) if r.verdict == "inconclusive" else "-",
     }
 
 
@@ -443,14 +449,15 @@ def _harder_by_scale(row: Row) -> str:
     x, on = row.evidence.main, row.evidence.on
     far = max(on, key=lambda scale: abs(on[scale].estimate - x.estimate))
     other = f"{estimate_text(on[far])} on the scale *{far}*"
-    return f"Kendall's tau {estimate_text(x)} on the signal scale, which decides, and {other}"
+    return f"Kendall's tau {estimate_text(x)} on the signal scale, which decides, {other}"
 
 # %% ../../nbs/45_tables.ipynb #5a1e0007
 def _decided(population: Population) -> str:
     "Say what became of the primary claims of one population"
     rows = [r for r in population.rows if r.claim.role == "primary"]
-    decides = "decide nothing" if population.old else "alone decide"
-    head = f"- **{population.name.capitalize()}**, which {decides}"
+    head = f"- **{population.name.capitalize()}**, which alone decide"
+    if population.old:
+        head = f"- **{population.name.capitalize()}** the rules were written (exploratory)"
     if not any(r.evidence.main for r in rows):
         return f"{head}, have not been run yet."
     return f"{head}: {_by_verdict(rows)}."
