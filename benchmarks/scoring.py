@@ -1,9 +1,9 @@
 """Log-likelihoods of options on smollm2: ours, and lm-evaluation-harness's HFLM, in turns.
 
 Both get the same items and prompts: ARC-Easy and SciQ with five demonstrations where
-$JUNKDNA_MIRROR has them, else the packaged facts and QuaRTz. In float32; with --precision bf16 both
-models hold bf16 weights. With --context: many questions about one long passage (ten profiles of
-countries), four options each.
+$JUNKDNA_MIRROR has them, else the packaged facts and QuaRTz. Where the processor has bf16, or with
+--precision bf16, both models hold bf16 weights; answers are compared with --precision fp32. With
+--context: many questions about one long passage (ten profiles of countries), four options each.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from common import arguments, closing, interleaved
 
+from junkdna_nb.base.config import machine_precision
 from junkdna_nb.base.models import cast_, load_decoder, load_tokenizer, resolve_model
 from junkdna_nb.base.questions import (
     demonstrations,
@@ -26,7 +27,8 @@ from junkdna_nb.base.questions import (
 )
 from junkdna_nb.decoding.scoring import Scorer, make_request
 
-args = arguments(n=40, shots=5, precision="fp32", context=0, batch_size=16, repeats=2)
+args = arguments(n=40, shots=5, precision="auto", context=0, batch_size=16, repeats=2)
+args.precision = machine_precision(args.precision)
 with contextlib.redirect_stderr(io.StringIO()):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
