@@ -3,7 +3,9 @@
 Both get the same items and prompts: ARC-Easy and SciQ with five demonstrations where
 $JUNKDNA_MIRROR has them, else the packaged facts and QuaRTz. Where the processor has bf16, or with
 --precision bf16, both models hold bf16 weights; answers are compared with --precision fp32. With
---context: many questions about one long passage (ten profiles of countries), four options each.
+--context: many questions about one long passage (ten profiles of countries), four options each; and
+the free answers of 04_context at its default levels, half as many questions, against the plain way,
+which generates one prompt after the other.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import torch
 from common import arguments, closing, interleaved
 
 from junkdna_nb.base.config import machine_precision
+from junkdna_nb.base.experiments import ContextConfig
 from junkdna_nb.base.models import cast_, load_decoder, load_tokenizer, resolve_model
 from junkdna_nb.base.questions import (
     demonstrations,
@@ -25,7 +28,8 @@ from junkdna_nb.base.questions import (
     with_options,
     with_passages,
 )
-from junkdna_nb.decoding.scoring import Scorer, make_request
+from junkdna_nb.decoding.axes import prepare
+from junkdna_nb.decoding.scoring import Scorer, generate_answers, make_request
 
 args = arguments(n=40, shots=5, precision="auto", context=0, batch_size=16, repeats=2)
 args.precision = machine_precision(args.precision)
@@ -73,6 +77,40 @@ def run_theirs(pairs):
         return [result[0] for result in theirs.loglikelihood(requests, disable_tqdm=True)]
 
 
+def write_ours(prompts):
+    return generate_answers(model, tokenizer, prompts, config.max_tokens)
+
+
+def write_plainly(prompts):
+    "Each prompt by itself, to the end of a line"
+    how = dict(do_sample=False, max_new_tokens=config.max_tokens, stop_strings=["\n"])
+    answers = []
+    for text in prompts:
+        ids = tokenizer(text, return_tensors="pt")
+        made = model.generate(**ids, **how, tokenizer=tokenizer)[0, ids["input_ids"].shape[1] :]
+        answers.append(tokenizer.decode(made, skip_special_tokens=True).split("\n")[0].strip())
+    return answers
+
+
+def compare_answers():
+    "Seconds for the prompts of all levels, and how many answers are the same"
+    prompts = []
+    for condition in prepare(config).conditions:
+        prompts += condition.contexts
+    ours, theirs = write_ours(prompts), write_plainly(prompts)
+    contenders = dict(ours=partial(write_ours, prompts), plain=partial(write_plainly, prompts))
+    t = interleaved(contenders, args.repeats)
+    tokens = sum(len(tokenizer(text)["input_ids"]) for text in prompts)
+    print(
+        f"answers: {config.max_eval} questions, passages {config.passages}, {len(prompts)} "
+        f"prompts, {tokens:,} tokens; ours {t['ours']:.1f} s, one by one {t['plain']:.1f} s",
+        flush=True,
+    )
+    return t["plain"] / t["ours"], float(
+        np.mean([a == b for a, b in zip(ours, theirs, strict=True)])
+    )
+
+
 def choices(totals, cuts):
     "Index of the best option of every question"
     return [int(part.argmax()) for part in np.split(totals, cuts)]
@@ -104,9 +142,13 @@ for name, make in work.items():
         flush=True,
     )
     results[f"speedup_{name}"] = t["harness"] / t["ours"]
+if args.context:
+    config = ContextConfig(max_eval=max(1, args.n // 2), precision=args.precision)
+    results["speedup_answers"], same_answers = compare_answers()
+    results["same_answers"] = same_answers
 closing(
     precision=args.precision,
-    speedup=min(results.values()),
+    speedup=min(v for k, v in results.items() if k.startswith("speedup")),
     **results,
     max_abs_diff=float(max(differences)),
     same_choices=float(np.mean(same)),

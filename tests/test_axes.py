@@ -173,7 +173,7 @@ def test_generation_shares_beginnings_and_changes_nothing(smollm2):
         prompt(data.asked[0])
     ]
     ids = sorted(tuple(tokenizer(p)["input_ids"]) for p in prompts)
-    assert any(row.start > 50 and len(row.members) > 1 for row in scoring._bunches(ids, 400))
+    assert any(row.start > 50 and len(row.members) > 1 for row in scoring._bunches(ids, 120))
 
     def alone(text):
         ids = tokenizer(text, return_tensors="pt")
