@@ -544,7 +544,7 @@ def in_words(result: dict) -> str:
         f"[{result['dense']['low']:.3f}, {result['dense']['high']:.3f}], n = {result['n']:,}, "
         f"chance {result['chance']:.3f}, {result['dense']['seeds']} run(s).",
         f"- **The line.** A setting is safe if it keeps {result['keep']:.0%} of the dense score.",
-        f"- **The interval** holds the largest safe setting in at least 95 of 100 audits, which was "
+        f"- **The interval** holds the largest safe setting in at least 95 of 100 audits, as was "
         f"tried on tasks with a known one. It is made from {fresh}, and assumes that more "
         "compression does not help. *none*: not even the mildest setting.",
         f"- **Speed** was measured on this machine ({result['machine']}), a pruned model with its "
