@@ -204,7 +204,7 @@ class Route:
 
     @property
     def label(self) -> str:
-        how = dict(unstructured="unstructured", nm="N:M", bits="bits")[self.pattern]
+        how = dict(unstructured="unstructured", nm="N:M", bits="")[self.pattern]
         mode = self.mode.replace("_", " ") if self.mode not in ("", "quantized") else ""
         return ", ".join(filter(None, [self.method, how, mode]))
 
@@ -680,5 +680,5 @@ def advice(audit: Audit, outcomes: list, dense: float, metric: str) -> str:
     if all(o.found.high < 0 and not o.why for o in outcomes):
         return f"Do not compress: even the mildest setting of every method keeps less than {of}."
     unfinished = any(not o.found.done and not o.why for o in outcomes)
-    more = "give it more hours" if unfinished else "evaluate more examples (--max-eval) or seeds"
+    more = "give it more hours" if unfinished else "more --max-eval, --seeds or --max-train help"
     return f"Nothing is shown to keep {of}, and not all is shown to lose it: {more}."
