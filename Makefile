@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command 
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+SITE   := $(VENV)/.site
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -20,7 +21,7 @@ help:
 	@echo "make hooks     check style at every commit, merge notebooks cell by cell"
 	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; half an hour; ONLY=scoring for one)"
 	@echo "make verdict   render 07-09 from the study's records and print the tables of verdicts"
-	@echo "make appendix  render all notebooks as a small web site, site/index.html"
+	@echo "make appendix  render notebooks, records and reference as a web site, site/index.html"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"
 	@echo "make execute   run the library notebooks and store their outputs (NB=23_pruning for one)"
@@ -35,13 +36,19 @@ $(READY): settings.ini pyproject.toml setup.py constraints.txt
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,harness]'
 	@touch $@
 
+# What makes the site, and looks at it in a browser.
+$(SITE): $(READY)
+	@echo "installing packages for the site into $(VENV)"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[site]'
+	@touch $@
+
 TASK_ARGS = $(if $(SPARSITY),sparsity=$(SPARSITY)) $(if $(TASK),task=$(TASK)) $(if $(MODE),mode=$(MODE)) $(if $(MODEL),model=$(MODEL)) $(if $(SEED),seed=$(SEED))
 SPARSITY ?= 0.8
 
 glue: $(READY)
 	@$(BIN)/junkdna run 02_glue $(TASK_ARGS) $(ARGS)
 
-test: $(READY)
+test: $(READY) $(SITE)
 	$(BIN)/nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
 	@$(MAKE) --no-print-directory check
@@ -82,8 +89,8 @@ verdict: $(READY)
 	@$(BIN)/nbdev_clean
 	@$(BIN)/junkdna verdict
 
-# The notebooks as they are stored, as a small web site.
-appendix: $(READY)
+# The notebooks as they are stored, as a web site.
+appendix: $(SITE)
 	@$(BIN)/junkdna appendix
 
 bench: $(READY)
