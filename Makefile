@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 DEV    := $(VENV)/.dev
 BENCH  := $(VENV)/.harness
+SITE   := $(VENV)/.site
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -23,7 +24,7 @@ help:
 	@echo "make hooks     check style at every commit, merge notebooks cell by cell"
 	@echo "make bench     ours against the anchors, written to benchmarks/results/ (not a test; half an hour; ONLY=scoring for one)"
 	@echo "make verdict   render 07-09 and the README from the study's records and print the tables of verdicts"
-	@echo "make appendix  render all notebooks as a small web site, site/index.html"
+	@echo "make appendix  render notebooks, records and reference as a web site, site/index.html"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make readme    render README.md from nbs/index.ipynb"
 	@echo "make execute   run the library notebooks and store their outputs (NB=23_pruning for one)"
@@ -38,10 +39,11 @@ $(READY): settings.ini pyproject.toml setup.py constraints.txt
 	@$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
 	@touch $@
 
-# What tests, notebooks and pages need beside it, and what the bridge to lm-evaluation-harness needs.
+# What tests and notebooks need beside it, the bridge to lm-evaluation-harness, and the site.
 $(DEV): EXTRA = dev
 $(BENCH): EXTRA = harness
-$(DEV) $(BENCH): $(READY)
+$(SITE): EXTRA = site
+$(DEV) $(BENCH) $(SITE): $(READY)
 	@echo "installing packages for $(EXTRA) into $(VENV)"
 	@$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[$(EXTRA)]'
 	@touch $@
@@ -52,7 +54,7 @@ SPARSITY ?= 0.8
 glue: $(READY)
 	@$(BIN)/junkdna run 02_glue $(TASK_ARGS) $(ARGS) --own $(if $(FORCE),--force)
 
-test: $(DEV) $(BENCH)
+test: $(DEV) $(BENCH) $(SITE)
 	$(BIN)/nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
 	@$(MAKE) --no-print-directory check
@@ -94,8 +96,8 @@ verdict: $(DEV)
 	@BIN=$(BIN); $(RENDER) > README.md
 	@$(BIN)/junkdna verdict
 
-# The notebooks as they are stored, as a small web site.
-appendix: $(DEV)
+# The notebooks as they are stored, as a web site.
+appendix: $(SITE)
 	@$(BIN)/junkdna appendix
 
 bench: $(READY) $(BENCH)

@@ -154,36 +154,57 @@ def _choice(name: str, label: str, points: list, key: str, *before: str) -> dict
     bind = dict(input="select", options=options, name=f"{label} ")
     return dict(name=name, value=options[0], bind=bind)
 
-# %% ../../nbs/54_browse.ipynb #fbd109a5
-_FILTERS = (
-    "datum.set == task && datum.scale == unit",
-    f"mode == '{PRUNED}' ? datum.mode != 'quantized' : datum.mode == mode",
-    f"method == '{EVERY}' || datum.method == method",
+# %% ../../nbs/54_browse.ipynb #e590c0f2
+_CHOSEN = " && ".join(
+    [
+        "datum.set == task && datum.scale == unit",
+        f"(mode == '{PRUNED}' ? datum.mode != 'quantized' : datum.mode == mode)",
+        f"(method == '{EVERY}' || datum.method == method)",
+    ]
+)
+_NOTHING = dict(
+    transform=[
+        {"calculate": f"{_CHOSEN} ? 1 : 0", "as": "chosen"},
+        {"aggregate": [{"op": "sum", "field": "chosen", "as": "rows"}]},
+        {"filter": "datum.rows == 0"},
+    ],
+    mark=dict(type="text", text="no such runs", fontSize=16),
+    encoding=dict(x=dict(value=dict(expr="width / 2")), y=dict(value=dict(expr="height / 2"))),
 )
 
-
-def _marks() -> list:
-    "Layers: the dense model, and on it curves with their intervals"
+# %% ../../nbs/54_browse.ipynb #1796c41c
+def _shared() -> dict:
+    "What intervals, lines and points have in common"
     import seaborn as sns
 
-    colours = sns.color_palette("colorblind").as_hex()
+    colours = ["gray", *sns.color_palette("colorblind").as_hex()]  # dense comes first
     fields = ("curve", "amount", "drop", "low", "high", "n", "seeds")
-    shared = dict(
-        x=dict(field="at", type="quantitative", title="sparsity, or bits if quantized"),
+    first, last = (dict(expr=f"mode == 'quantized' ? {x}") for x in ("1 : 0", "9 : 1"))
+    return dict(
+        x=dict(
+            field="at",
+            type="quantitative",
+            title="sparsity, or bits if quantized",
+            scale=dict(domainMin=first, domainMax=last),
+        ),
         color=dict(field="curve", title=None, scale=dict(range=colours)),
         tooltip=[dict(field=f, title=f) for f in fields],
     )
-    shared["x"]["scale"] = dict(zero=False, padding=15)
+
+# %% ../../nbs/54_browse.ipynb #ba77e320
+def _curves() -> dict:
+    "A layer of curves with their intervals"
     drop = dict(field="drop", type="quantitative", title="drop (0: as good as dense)")
     bars = dict(mark="rule", encoding=dict(y=drop | dict(field="low"), y2=dict(field="high")))
     dots = dict(mark=dict(type="line", point=dict(size=60)), encoding=dict(y=drop))
-    dense = dict(data=dict(values=[{}]), mark="rule", encoding=dict(y=dict(datum=0)))
-    return [dense, dict(encoding=shared, layer=[bars, dots])]
+    curve = {"calculate": "datum.mode + ', ' + datum.method", "as": "curve"}
+    return dict(transform=[dict(filter=_CHOSEN), curve], encoding=_shared(), layer=[bars, dots])
 
-# %% ../../nbs/54_browse.ipynb #73ef079f
+# %% ../../nbs/54_browse.ipynb #f6c08b35
 def explorer(points: list) -> dict:  # in the grammar of Vega-Lite
     "Chart the curves of one task, chosen by the reader, with their intervals"
-    curve = {"calculate": "datum.mode + ', ' + datum.method", "as": "curve"}
+    line = dict(y=dict(datum=0), color=dict(datum="dense"))
+    dense = dict(data=dict(values=[{}]), mark="rule", encoding=line)
     return dict(
         data=dict(values=points),
         params=[
@@ -192,14 +213,13 @@ def explorer(points: list) -> dict:  # in the grammar of Vega-Lite
             _choice("method", "method", points, "method", EVERY),
             _choice("unit", "scale", points, "scale"),
         ],
-        transform=[*(dict(filter=condition) for condition in _FILTERS), curve],
-        layer=_marks(),
+        layer=[dense, _curves(), _NOTHING],
         width="container",
         height=380,
         config=dict(legend=dict(orient="top", columns=2, labelLimit=300)),
     )
 
-# %% ../../nbs/54_browse.ipynb #c250bc49
+# %% ../../nbs/54_browse.ipynb #28c62020
 def explorer_html() -> str:
     "Make the explorer for a browser, without a network"
     from vl_convert import javascript_bundle
@@ -209,7 +229,9 @@ def explorer_html() -> str:
         for scale in SCALES:
             points += curve_points(study, scale)
     menu = dict(export=True, source=False, compiled=False, editor=False)
-    how = json.dumps(dict(mode="vega-lite", actions=menu, bind="#choices"))
+    how = json.dumps(
+        dict(mode="vega-lite", renderer="svg", logLevel=1, actions=menu, bind="#choices")
+    )
     spec = json.dumps(explorer(points))
     draw = f"vegaEmbed('#curves', {spec}, {how})"
     places = '<div id="choices"></div><div id="curves"></div>'

@@ -251,12 +251,14 @@ def _add_contents(pages: list):
         if page.below:
             page.cells.append(_contents(page.below, ":caption: Executed runs"))
 
-# %% ../../nbs/55_site.ipynb #d3dc3b56
+# %% ../../nbs/55_site.ipynb #4e877ac1
 STYLE = """
 html { overflow-wrap: anywhere; }
 code .pre { white-space: normal; }
 .cell_output .output, .bd-article table:not(.dataTable) { display: block; overflow-x: auto; }
-.bd-article table:not(.dataTable) { width: auto; font-size: .85rem; }
+.bd-article table:not(.dataTable) { width: auto; font-size: .85rem; overflow-wrap: normal; }
+details.hide { box-shadow: none !important; }
+details.hide summary { font-size: .8rem; font-weight: normal !important; }
 math[display=block] { overflow-x: auto; margin: 1rem 0; }
 .bd-main:has(.dt-container, #curves) .bd-sidebar-secondary { display: none; }
 .bd-main .bd-content:has(.dt-container, #curves) .bd-article-container { max-width: none; }
@@ -269,7 +271,7 @@ math[display=block] { overflow-x: auto; margin: 1rem 0; }
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 4"><path fill="#0072b2"
 d="M0 0h1v1H0zM2 0h2v1H2zM1 1h1v1H1zM0 2h2v1H0zM3 2h1v2H3zM1 3h1v1H1z"/></svg>"""
 
-# %% ../../nbs/55_site.ipynb #02037c81
+# %% ../../nbs/55_site.ipynb #b099f06f
 _THEME = dict(use_download_button=False, navbar_persistent=[], footer_content_items=[])
 _SPHINX = dict(
     project="junkdna_nb",
@@ -295,6 +297,7 @@ _SPHINX = dict(
     html_css_files=["style.css"],
     highlight_language="none",
     html_copy_source=False,
+    html_use_index=False,
     html_show_copyright=False,
     html_show_sphinx=False,
 )
@@ -357,7 +360,7 @@ def render(
     tmp.rename(site)
     return site / "index.html"
 
-# %% ../../nbs/55_site.ipynb #1314a10c
+# %% ../../nbs/55_site.ipynb #6d7c3da8
 _RECORDS = """Every record of the study. Type into the fields over the columns to keep rows, click
 the arrows to sort. *masked* is the certified share of prunable weights that are zero (`sparse`),
 frozen (`frozen`) or zero at the start (`sparse_to_dense`), *bits* what is stored for a weight, and
@@ -365,8 +368,7 @@ frozen (`frozen`) or zero at the start (`sparse_to_dense`), *bits* what is store
 (`reference`) leaves any. A command makes the run again; `junkdna rerun DIGEST` compares it with the
 record answer by answer."""
 _EXPLORER = """What compression costs, from the study's records, with 95 % intervals over items and
-seeds. Tasks that were seen before the claims were registered decide nothing. A choice without runs
-leaves the chart empty."""
+seeds. Tasks that were seen before the claims were registered decide nothing."""
 
 # %% ../../nbs/55_site.ipynb #3c666468
 def _browsers() -> list:
