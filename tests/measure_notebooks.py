@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
-MEDIAN, MOST, COLUMNS, WORDS, IMAGE = 12, 40, 100, 25, 60_000
+MEDIAN, MOST, COLUMNS, WORDS, IMAGE = 12, 40, 100, 25, 80_000
 PAGE_IMAGE = 120_000  # a figure of many panels
 
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

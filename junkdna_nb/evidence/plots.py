@@ -37,7 +37,7 @@ def style():
     import seaborn as sns
 
     sns.set_theme(style="ticks", context="paper", palette="colorblind")
-    look = {"svg.hashsalt": "junkdna", "svg.fonttype": "none", "figure.dpi": 72}
+    look = {"svg.hashsalt": "junkdna", "svg.fonttype": "none", "figure.dpi": 100}
     look |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     matplotlib.rcParams.update(look)
 
