@@ -156,7 +156,6 @@ def _forward(model, precision, keep=False):
     with torch.no_grad(), bf16:
         yield
 
-
 # %% ../../nbs/22_calibration.ipynb #a4ba4897
 def _inputs(model, ids):
     "Name the inputs of a model that reads these tokens"
@@ -300,7 +299,6 @@ def _same(a, b, equal=torch.equal) -> bool:
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     return type(a) is type(b) and a == b
 
-
 # %% ../../nbs/22_calibration.ipynb #74535700
 def _alike(recorder, equal=torch.equal) -> bool:
     "Are all blocks given the same beside their hidden states?"
@@ -311,7 +309,6 @@ def _alike(recorder, equal=torch.equal) -> bool:
 def _shared(recorder) -> bool:
     "Are all blocks given the same objects beside their hidden states?"
     return _alike(recorder, lambda a, b: False)
-
 
 # %% ../../nbs/22_calibration.ipynb #e4a98e83
 def _is_chain(recorder: _Recorder, blocks) -> bool:
@@ -355,7 +352,6 @@ def _open_stream(model, blocks, batches, precision):
         others.append([replace(g, hidden=None) for _, g in calls])
     return _Stream(blocks, hidden, others)
 
-
 # %% ../../nbs/22_calibration.ipynb #9ca25bc1
 @dataclass(frozen=True)
 class BlockInputs:
@@ -395,7 +391,6 @@ def measure(self: _Reader, modules, run, kind=None) -> list:  # of (weights, sta
     finally:
         watch.close()
     return [(list(map(self.weights.get, names)), value) for names, value in groups]
-
 
 # %% ../../nbs/22_calibration.ipynb #bb11be85
 @patch
