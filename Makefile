@@ -56,7 +56,7 @@ glue: $(READY)
 
 test: $(DEV) $(BENCH) $(SITE)
 	$(BIN)/nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 	@$(MAKE) --no-print-directory check
 
 # README.md is index.ipynb as Markdown, with the links made relative to the root.

@@ -13,6 +13,72 @@ STUDY = ROOT / "papermill_runs" / "study"
 MIRROR = Path(os.environ.get("JUNKDNA_MIRROR") or ROOT.parent / "shared" / "data")
 
 
+SMALL = dict(
+    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50
+)
+FAMILIES = dict(  # name -> transformers' configuration and model, and its shape: two layers of 16
+    gpt2=(
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        dict(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=256)
+        | dict(bos_token_id=0, eos_token_id=0),
+    ),
+    opt=(
+        "OPTConfig",
+        "OPTForCausalLM",
+        dict(hidden_size=16, word_embed_proj_dim=8, num_hidden_layers=2, num_attention_heads=2)
+        | dict(ffn_dim=32, vocab_size=50, max_position_embeddings=256),
+    ),
+    llama=(
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        dict(SMALL, num_key_value_heads=1, tie_word_embeddings=True),
+    ),
+    llama_untied=("LlamaConfig", "LlamaForCausalLM", dict(SMALL, num_key_value_heads=1)),
+    qwen2=("Qwen2Config", "Qwen2ForCausalLM", dict(SMALL, num_key_value_heads=1)),
+    neox=("GPTNeoXConfig", "GPTNeoXForCausalLM", SMALL),
+    bloom=(  # biases by distance, no positions
+        "BloomConfig",
+        "BloomForCausalLM",
+        dict(hidden_size=16, n_layer=2, n_head=2, vocab_size=50),
+    ),
+    gemma3=(
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        dict(SMALL, head_dim=8, num_key_value_heads=1, sliding_window=4)
+        | dict(layer_types=["sliding_attention", "full_attention"]),
+    ),
+    bert=("BertConfig", "BertForSequenceClassification", SMALL),
+    roberta=("RobertaConfig", "RobertaForSequenceClassification", SMALL),
+    mpnet=("MPNetConfig", "MPNetForSequenceClassification", SMALL),
+    albert=("AlbertConfig", "AlbertForSequenceClassification", dict(SMALL, embedding_size=8)),
+    t5=(
+        "T5Config",
+        "T5ForConditionalGeneration",
+        dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
+        | dict(decoder_start_token_id=0),
+    ),
+)
+
+
+def tiny_model(family):
+    "A random model of a family, the same at every call"
+    import transformers
+
+    config, model, shape = FAMILIES[family]
+    torch.manual_seed(0)
+    return getattr(transformers, model)(getattr(transformers, config)(**shape)).eval()
+
+
+# Files that take longest, first, so that two workers end together (with --dist loadfile).
+LONGEST = ["sweep", "axes", "transfer", "papermill", "compress", "records", "evidence", "appendix"]
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
     "Records of every test go to a folder of its own, and it sees no others."
