@@ -152,7 +152,8 @@ class Masks(Mapping):
 @patch(as_prop=True)
 def sparsity(self: Masks) -> float:
     "Fraction of the masked weights that is pruned"
-    return 1 - sum(int(m.sum()) for m in self.values()) / sum(m.numel() for m in self.values())
+    kept = sum(int(m.count_nonzero()) for m in self.values())
+    return 1 - kept / sum(m.numel() for m in self.values())
 
 # %% ../../nbs/20_masks.ipynb #d04d0213
 @patch
@@ -270,9 +271,9 @@ def _count_layer(p, kept, pretrained=None) -> dict:
     pruned = ~kept.to(p.device)
     row = dict(
         size=p.numel(),
-        zeros=int((p == 0).sum()),
-        masked=int(pruned.sum()),
-        violations=int((p[pruned] != 0).sum()),
+        zeros=p.numel() - int(p.count_nonzero()),
+        masked=int(pruned.count_nonzero()),
+        violations=int((p != 0).logical_and_(pruned).count_nonzero()),
     )
     if pretrained is not None:
         held = pretrained.to(p.device)[pruned]
