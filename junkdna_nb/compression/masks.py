@@ -94,6 +94,12 @@ def prunable(
         if head or (id(p) in body and name not in newly_initialized):
             seen.add(_storage(p))
             found.append(Weight(name, p, linear[id(p)]))
+    away = next((w.name for w in found if w.param.device.type == "meta"), None)
+    if away:
+        raise StudyError(
+            f"{away} is not in memory: a model is compressed where all its weights are "
+            "(allowed: JUNKDNA_DEVICE_MAP without offloading)"
+        )
     if not found:
         raise StudyError(
             f"{type(model).__name__} has no prunable weight "
