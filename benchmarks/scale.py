@@ -126,8 +126,8 @@ def report(name, size, row):
 def main():
     "All methods on all sizes, then what they have in common"
     found = {}
-    for name in METHODS:
-        for size in list(SIZES)[: 2 if args.quick else 3]:
+    for size in list(SIZES)[: 2 if args.quick else 3]:
+        for name in METHODS:
             row = found[name, size] = measured(name, size)
             report(name, size, row)
     results, free = {}, ("magnitude", "nm")
@@ -147,7 +147,7 @@ def main():
     )
 
 
-args = arguments(run="", quick=0, blocks=0, windows=8, length=128)
+args = arguments(run="", quick=0, blocks=0, windows=4, length=128)
 args.blocks = args.blocks or (2 if args.quick else 3)
 if args.run:
     measure(args.run.split(":")[0], int(args.run.split(":")[1]), args.blocks)

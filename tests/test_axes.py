@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, command, committed_files
+from hub import tiny_llama
 from test_scoring import decoder, naive
 
 from junkdna_nb.base.config import StudyError
@@ -756,3 +758,37 @@ def test_squad_of_one_article(mirror):
     assert all(text.count("Passage: ") == 12 for text in ten.contexts)
     with pytest.raises(StudyError, match="has so many others without its answer"):
         axes.askable(config.replace(passages="1 2000"))
+
+
+def test_a_model_that_is_partly_on_the_disk(runs, tmp_path, monkeypatch):
+    "A map of devices changes no item; what is not in memory is not compressed"
+    questions = load_questions("facts", max_eval=40, kind="capital").asked
+    folder = tmp_path / "models" / "owner" / "tiny-llama"
+    tiny_llama(folder, [q.question for q in questions])
+    monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path))
+    how = dict(model="owner/tiny-llama", kind="capital", max_eval=4, precision="fp32")
+    asked = [OptionsConfig(**how, method="none", options="2 4")]
+    asked += [ContextConfig(**how, method="none", passages="0 1", shots=1, max_tokens=4)]
+    whole = [load_items(axes.run(config)) for config in asked]
+    places = {"model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "disk"}
+    places |= dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "lm_head"), "cpu")
+    monkeypatch.setenv("JUNKDNA_DEVICE_MAP", json.dumps(places))
+    shutil.rmtree(runs)
+    for config, before in zip(asked, whole, strict=True):
+        after = load_items(axes.run(config))
+        for name in before:
+            if name in ("log_likelihoods", "unconditional", "margin"):
+                a, b = (
+                    np.concatenate([np.atleast_1d(x) for x in t[name]]) for t in (after, before)
+                )
+                assert np.allclose(a, b, atol=1e-4)
+            elif name not in ("tokens", "characters", "greedy"):
+                assert list(after[name]) == list(before[name])
+    with pytest.raises(StudyError, match="model.layers.1.* is not in memory"):
+        axes.run(OptionsConfig(**how, options="2 4"))
+    places |= {"model.layers.1": "cpu", "model.norm": "cpu"}
+    monkeypatch.setenv("JUNKDNA_DEVICE_MAP", json.dumps(places))
+    assert (
+        axes.run(OptionsConfig(**how, options="2 4"))["certificate"]["evaluation"]["violations"]
+        == 0
+    )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'model_version', 'quiet', 'ModelSource', 'resolve_model',
-           'load_tokenizer', 'load_config', 'load_decoder', 'load_classifier', 'count_parameters', 'cast_']
+           'load_tokenizer', 'load_config', 'load_decoder', 'device_of', 'load_classifier', 'count_parameters', 'cast_']
 
 # %% ../../nbs/14_models.ipynb #28bd3025
 import contextlib
@@ -16,6 +16,8 @@ import os
 import re
 import shutil
 import sys
+import tempfile
+import weakref
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -408,18 +410,52 @@ def load_config(source: ModelSource):
 _SAFE = dict(dtype="float32", use_safetensors=True)
 
 
-def load_decoder(source: ModelSource):
-    "Load a pre-trained causal language model in float32, in evaluation mode"
+def load_decoder(
+    source: ModelSource,
+    dtype: str = "float32",  # of the parameters
+):
+    "Load a pre-trained causal language model, in evaluation mode, on the devices of the user's map"
     from transformers import AutoModelForCausalLM
 
-    options = dict(_SAFE, output_loading_info=True)
+    options = _SAFE | dict(dtype=dtype, output_loading_info=True, **_devices())
     model, info = _from_folder(AutoModelForCausalLM, source, **options)
+    if "offload_folder" in options:  # what was written there goes with the model
+        weakref.finalize(model, shutil.rmtree, options["offload_folder"], ignore_errors=True)
     if missing := sorted(info["missing_keys"]):
         raise StudyError(
             f"model {source.name} in {source.folder} is no complete decoder: its files lack "
             f"{missing[0]} (in all {len(missing)} of its weights)"
         )
     return model.eval()
+
+# %% ../../nbs/14_models.ipynb #ed6c218c
+def _devices() -> dict:
+    "Read the user's map of devices as options of transformers; none: one device"
+    told = os.environ.get("JUNKDNA_DEVICE_MAP", "").strip()
+    if not told:
+        return {}
+    try:
+        chosen = json.loads(told) if told.startswith("{") else told
+    except ValueError:
+        chosen = None
+    if not isinstance(chosen, dict) and chosen not in _MAPS:
+        raise StudyError(
+            f"JUNKDNA_DEVICE_MAP={told!r} is no map of devices "
+            f"(allowed: {', '.join(_MAPS)}, or module: device as JSON)"
+        )
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    return dict(device_map=chosen, offload_folder=tempfile.mkdtemp(".offload", dir=cache_dir()))
+
+
+_MAPS = "auto", "balanced", "balanced_low_0", "sequential"  # of accelerate
+
+# %% ../../nbs/14_models.ipynb #1dff7c36
+def device_of(model):
+    "Return the device that the inputs of a model go to: of the first weight that is in memory"
+    import torch
+
+    found = (p.device for p in model.parameters() if p.device.type != "meta")
+    return next(found, torch.device("cpu"))
 
 # %% ../../nbs/14_models.ipynb #663f5765
 def load_classifier(

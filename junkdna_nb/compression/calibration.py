@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..base.config import StudyError
+from ..base.models import device_of
 from ..base.text import Calibration
 
 # %% ../../nbs/22_calibration.ipynb #f0f8b9d2
@@ -151,7 +152,7 @@ def _reading(model):
 @contextlib.contextmanager
 def _forward(model, precision, keep=False):
     "Make forward passes inside this context; with `keep` its weights are cast once"
-    device = next(model.parameters()).device.type
+    device = device_of(model).type
     bf16 = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=keep)
     with torch.no_grad(), bf16:
         yield
@@ -159,7 +160,7 @@ def _forward(model, precision, keep=False):
 # %% ../../nbs/22_calibration.ipynb #a4ba4897
 def _inputs(model, ids):
     "Name the inputs of a model that reads these tokens"
-    ids = ids.to(next(model.parameters()).device)
+    ids = ids.to(device_of(model))
     if getattr(model.config, "is_encoder_decoder", False):
         return dict(input_ids=ids, decoder_input_ids=ids)
     return dict(input_ids=ids)
@@ -463,7 +464,7 @@ def window_losses(
     losses = []
     with _reading(model), _forward(model, precision):
         for ids in text.input_ids.split(batch_size):
-            ids = ids.to(next(model.parameters()).device)
+            ids = ids.to(device_of(model))
             for logits, labels in zip(model(input_ids=ids).logits, ids, strict=True):
                 loss = nn.functional.cross_entropy(logits[:-1].float(), labels[1:])
                 losses.append(float(loss))

@@ -37,7 +37,9 @@ def _entropy(share):
 def _bitmap_bits(masks) -> dict:
     "Effective bits of unstructured masks, as `effective_bits` returns them"
     size, values = sum(m.numel() for m in masks.values()), VALUE_BITS * (1 - masks.sparsity)
-    positions = sum(m.numel() * _entropy(1 - int(m.sum()) / m.numel()) for m in masks.values())
+    positions = sum(
+        m.numel() * _entropy(1 - int(m.count_nonzero()) / m.numel()) for m in masks.values()
+    )
     return dict(
         stored=min(values + 1, VALUE_BITS),
         bound=min(values + positions / size, VALUE_BITS),

@@ -94,6 +94,12 @@ def prunable(
         if head or (id(p) in body and name not in newly_initialized):
             seen.add(_storage(p))
             found.append(Weight(name, p, linear[id(p)]))
+    away = next((w.name for w in found if w.param.device.type == "meta"), None)
+    if away:
+        raise StudyError(
+            f"{away} is not in memory: a model is compressed where all its weights are "
+            "(allowed: JUNKDNA_DEVICE_MAP without offloading)"
+        )
     if not found:
         raise StudyError(
             f"{type(model).__name__} has no prunable weight "
@@ -152,7 +158,8 @@ class Masks(Mapping):
 @patch(as_prop=True)
 def sparsity(self: Masks) -> float:
     "Fraction of the masked weights that is pruned"
-    return 1 - sum(int(m.sum()) for m in self.values()) / sum(m.numel() for m in self.values())
+    kept = sum(int(m.count_nonzero()) for m in self.values())
+    return 1 - kept / sum(m.numel() for m in self.values())
 
 # %% ../../nbs/20_masks.ipynb #d04d0213
 @patch
@@ -270,9 +277,9 @@ def _count_layer(p, kept, pretrained=None) -> dict:
     pruned = ~kept.to(p.device)
     row = dict(
         size=p.numel(),
-        zeros=int((p == 0).sum()),
-        masked=int(pruned.sum()),
-        violations=int((p[pruned] != 0).sum()),
+        zeros=p.numel() - int(p.count_nonzero()),
+        masked=int(pruned.count_nonzero()),
+        violations=int((p != 0).logical_and_(pruned).count_nonzero()),
     )
     if pretrained is not None:
         held = pretrained.to(p.device)[pruned]

@@ -190,9 +190,8 @@ _NOT_FINITE = "a weight is NaN or infinite; masks need finite weights"
 _NOT_A_SCORE = "a score is negative, NaN or infinite (allowed: finite, 0 or more)"
 
 
-def _classify(x, brackets, table, values, absolute) -> _Part:
-    "Make the counting pass over one matrix"
-    kept = torch.empty(x.shape, dtype=torch.uint8)
+def _classify(x, kept, brackets, table, values, absolute) -> _Part:
+    "Make the counting pass over one matrix; `kept` is filled"
     keys = torch.empty(max(1, _BLOCK // max(1, x.shape[1])) * x.shape[1], dtype=torch.int32)
     counts, (over, equal) = np.zeros(256, np.int64), np.zeros((2, len(values)), np.int64)
     scores, places = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
@@ -241,7 +240,9 @@ def _count(scores, levels, absolute) -> _Count:
     brackets = [x for x in levels if isinstance(x, _Bracket)]
     values = [x for x in levels if not isinstance(x, _Bracket)]
     table = _table(brackets, absolute)
-    parts = _in_threads(lambda x: _classify(x, brackets, table, values, absolute), scores)
+    # What stays is allocated before what is temporary, lest the heap be left in pieces.
+    pairs = [(x, torch.empty(x.shape, dtype=torch.uint8)) for x in scores]
+    parts = _in_threads(lambda pair: _classify(*pair, brackets, table, values, absolute), pairs)
     found = {}
     for i, level in enumerate(brackets):
         inside = np.concatenate([p.inside[i] for p in parts])

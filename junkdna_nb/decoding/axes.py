@@ -9,6 +9,7 @@ __all__ = ['CONDITIONS', 'Condition', 'askable', 'Asking', 'ask_all', 'summarise
 # %% ../../nbs/33_axes.ipynb #db37b2c9
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -681,6 +682,14 @@ def _how(config: DecoderConfig, tokenizer) -> Asking:
 # columns that only `probabilities` keeps
 _PROBABILITIES = ["margin", "log_likelihoods", "unconditional", "tokens", "characters", "greedy"]
 
+# %% ../../nbs/33_axes.ipynb #64694925
+def _model(config: DecoderConfig, bench: Bench):
+    "Load the decoder of a run onto the GPU, or onto the devices of the user's map"
+    placed = bool(os.environ.get("JUNKDNA_DEVICE_MAP"))
+    half = placed and config.method == "none" and bench.precision == "bf16"
+    model = load_decoder(bench.source, "bfloat16" if half else "float32")
+    return model.cuda() if torch.cuda.is_available() and not placed else model
+
 # %% ../../nbs/33_axes.ipynb #f853dd4c
 def run_one(config: DecoderConfig, record: dict, bench: Bench, dense: dict = None) -> pd.DataFrame:
     "Load, compress, ask and summarise; fill the record and return its items"
@@ -692,9 +701,7 @@ def run_one(config: DecoderConfig, record: dict, bench: Bench, dense: dict = Non
     lap = _Laps(record["timings"])
     # the pre-trained model
     seed_everything(config.seed)
-    model = load_decoder(bench.source)
-    if torch.cuda.is_available():
-        model.cuda()
+    model = _model(config, bench)
     lap("load_s")
     # compressed, in the run's arithmetic
     report = None if config.method == "none" else _compress(config, model, bench)

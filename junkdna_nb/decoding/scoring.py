@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..base.config import StudyError
 from ..base.experiments import SCORE_NAMES
-from ..base.models import cast_
+from ..base.models import cast_, device_of
 
 # %% ../../nbs/32_scoring.ipynb #3b853847
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Scorer:
         memory: int = 1 << 30,  # bytes that a row may take beside the model
     ):
         self.model = model.eval()
-        self.dtype, self.device = next(model.parameters()).dtype, next(model.parameters()).device
+        self.dtype, self.device = next(model.parameters()).dtype, device_of(model)
         self.room, self.computed = _room(model), 0
         self.row_tokens = row_tokens or self._fitting(memory)
         if share is None and model not in _SHARES:
@@ -609,7 +609,7 @@ def _padded(ids: list, pad: int, device) -> dict:
 @torch.no_grad()
 def _batched(model, tokenizer, ids: list, most: int, memory: int):
     "Yield (prompt, its generated tokens) for different prompts, batch by batch"
-    order, device = sorted(ids, key=len, reverse=True), next(model.parameters()).device
+    order, device = sorted(ids, key=len, reverse=True), device_of(model)
     while order:
         tokens = len(order[0]) + most
         size = max(1, min(32, memory // (tokens * _token_bytes(model, tokens))))
