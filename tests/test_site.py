@@ -212,6 +212,11 @@ def test_records_are_filtered_and_sorted(tab):
     page.wait_for_function("document.querySelector('.dt-info').innerText.includes('filtered')")
     rows = page.locator("#records tbody tr").all_inner_texts()
     assert rows and all("wanda" in row for row in rows)
+    page.locator(".dt-scroll-head th:has([placeholder=score]) .dt-column-order").click()
+    at = page.locator(".dt-scroll-head input").evaluate_all("x => x.map(i => i.placeholder)")
+    column = f"#records tbody td:nth-child({at.index('score') + 1})"
+    scores = [float(score) for score in page.locator(column).all_inner_texts()]
+    assert scores == sorted(scores) and scores[0] < scores[-1]
     assert all(re.search(r"junkdna run \w+ .*method=wanda.*\t[0-9a-f]{12}$", r) for r in rows)
 
 

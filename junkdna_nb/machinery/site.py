@@ -318,7 +318,7 @@ def _write(page: Page, names: dict, source: Path):
     notebook = v4.new_notebook(cells=cells, metadata=dict(language_info=python))
     write(notebook, source / f"{page.name}.ipynb")
 
-# %% ../../nbs/55_site.ipynb #7d119849
+# %% ../../nbs/55_site.ipynb #cc0a9977
 def _sphinx(source: Path, site: Path, trees: Path):
     "Run Sphinx; raise StudyError at its first warning, which a broken link is"
     from sphinx.application import Sphinx
@@ -334,6 +334,8 @@ def _sphinx(source: Path, site: Path, trees: Path):
     warnings = strip_escape_sequences(told.getvalue()).strip().splitlines()
     if warnings:
         raise StudyError(f"the site has a fault: {warnings[0].replace(f'{source}/', '')}")
+    for path in site.rglob("*.map"):  # for who changes the theme
+        path.unlink()
 
 # %% ../../nbs/55_site.ipynb #35bd2226
 def render(
