@@ -271,14 +271,15 @@ math[display=block] { overflow-x: auto; margin: 1rem 0; }
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 4"><path fill="#0072b2"
 d="M0 0h1v1H0zM2 0h2v1H2zM1 1h1v1H1zM0 2h2v1H0zM3 2h1v2H3zM1 3h1v1H1z"/></svg>"""
 
-# %% ../../nbs/55_site.ipynb #b099f06f
+# %% ../../nbs/55_site.ipynb #e365a725
 _THEME = dict(use_download_button=False, navbar_persistent=[], footer_content_items=[])
 _SPHINX = dict(
     project="junkdna_nb",
     html_title="junkdna_nb",
     extensions=["myst_nb", "junkdna_nb.machinery.site"],
     exclude_patterns=["files"],
-    suppress_warnings=["app"],  # that a second site of one process registers all again
+    # levels of headings, code that is no Python, a second site of one process
+    suppress_warnings=["myst.header", "misc.highlighting_failure", "app"],
     nb_execution_mode="off",
     nb_ipywidgets_js={},
     nb_render_markdown_format="myst",
