@@ -17,7 +17,7 @@ from junkdna_nb.base.experiments import get_experiment
 from junkdna_nb.base.records import load_record
 from junkdna_nb.machinery.browse import command_of
 from junkdna_nb.machinery.cli import parse_params
-from junkdna_nb.machinery.site import build, render
+from junkdna_nb.machinery.site import build
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -106,7 +106,7 @@ def test_what_goes_wrong_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(StudyError, match="not installed: run make appendix"):
         build(tmp_path / "site")
-    assert not list(tmp_path.iterdir()) and render.__doc__
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_command_asks_for_its_record(committed):
@@ -212,6 +212,11 @@ def test_records_are_filtered_and_sorted(tab):
     page.wait_for_function("document.querySelector('.dt-info').innerText.includes('filtered')")
     rows = page.locator("#records tbody tr").all_inner_texts()
     assert rows and all("wanda" in row for row in rows)
+    page.locator(".dt-scroll-head th:has([placeholder=score]) .dt-column-order").click()
+    at = page.locator(".dt-scroll-head input").evaluate_all("x => x.map(i => i.placeholder)")
+    column = f"#records tbody td:nth-child({at.index('score') + 1})"
+    scores = [float(score) for score in page.locator(column).all_inner_texts()]
+    assert scores == sorted(scores) and scores[0] < scores[-1]
     assert all(re.search(r"junkdna run \w+ .*method=wanda.*\t[0-9a-f]{12}$", r) for r in rows)
 
 

@@ -59,7 +59,7 @@ def _setting(record) -> str:
     axis = _LEVELS.get(record["experiment"])
     return f"{axis} {config[axis]}" if axis else ""
 
-# %% ../../nbs/54_browse.ipynb #22d603ae
+# %% ../../nbs/54_browse.ipynb #d12cc9a3
 def _listed(record) -> dict:
     "One row of the table"
     config = record["config"]
@@ -77,9 +77,18 @@ def records_table():  # DataFrame, one row per record
 
     rows = load_runs(where="study")
     found = [_listed(load_record(path)) for path in (rows.path if len(rows) else ())]
-    return pd.DataFrame(found).round(4)
+    return pd.DataFrame(found).convert_dtypes()  # a missing count makes no floats of the others
 
-# %% ../../nbs/54_browse.ipynb #2d7d6ffe
+# %% ../../nbs/54_browse.ipynb #80fe9451
+def _written(x):
+    "A value of the table as it is read: four digits of a number, nothing for a missing one"
+    import pandas as pd
+
+    if pd.isna(x):
+        return ""
+    return f"{x:.4g}" if isinstance(x, float) else x
+
+
 def records_html() -> str:
     "Make the table of records for a browser, without a network"
     from itables import options, to_html_datatable
@@ -87,7 +96,8 @@ def records_html() -> str:
 
     how = dict(classes="display nowrap compact", showIndex=False, maxBytes=0, scrollX=True)
     how |= dict(column_filters="header", pageLength=15, buttons=["copyHtml5", "csvHtml5"])
-    table = to_html_datatable(records_table(), table_id="records", connected=False, **how)
+    table = records_table().map(_written)
+    table = to_html_datatable(table, table_id="records", connected=False, **how)
     return generate_init_offline_itables_html(options.dt_bundle) + table
 
 # %% ../../nbs/54_browse.ipynb #4abe86a6

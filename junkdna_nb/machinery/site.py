@@ -271,14 +271,15 @@ math[display=block] { overflow-x: auto; margin: 1rem 0; }
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 4"><path fill="#0072b2"
 d="M0 0h1v1H0zM2 0h2v1H2zM1 1h1v1H1zM0 2h2v1H0zM3 2h1v2H3zM1 3h1v1H1z"/></svg>"""
 
-# %% ../../nbs/55_site.ipynb #b099f06f
+# %% ../../nbs/55_site.ipynb #e365a725
 _THEME = dict(use_download_button=False, navbar_persistent=[], footer_content_items=[])
 _SPHINX = dict(
     project="junkdna_nb",
     html_title="junkdna_nb",
     extensions=["myst_nb", "junkdna_nb.machinery.site"],
     exclude_patterns=["files"],
-    suppress_warnings=["app"],  # that a second site of one process registers all again
+    # levels of headings, code that is no Python, a second site of one process
+    suppress_warnings=["myst.header", "misc.highlighting_failure", "app"],
     nb_execution_mode="off",
     nb_ipywidgets_js={},
     nb_render_markdown_format="myst",
@@ -318,7 +319,7 @@ def _write(page: Page, names: dict, source: Path):
     notebook = v4.new_notebook(cells=cells, metadata=dict(language_info=python))
     write(notebook, source / f"{page.name}.ipynb")
 
-# %% ../../nbs/55_site.ipynb #7d119849
+# %% ../../nbs/55_site.ipynb #cc0a9977
 def _sphinx(source: Path, site: Path, trees: Path):
     "Run Sphinx; raise StudyError at its first warning, which a broken link is"
     from sphinx.application import Sphinx
@@ -334,6 +335,8 @@ def _sphinx(source: Path, site: Path, trees: Path):
     warnings = strip_escape_sequences(told.getvalue()).strip().splitlines()
     if warnings:
         raise StudyError(f"the site has a fault: {warnings[0].replace(f'{source}/', '')}")
+    for path in site.rglob("*.map"):  # for who changes the theme
+        path.unlink()
 
 # %% ../../nbs/55_site.ipynb #35bd2226
 def render(
