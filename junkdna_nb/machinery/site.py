@@ -304,6 +304,15 @@ _SPHINX = dict(
 )
 
 # %% ../../nbs/55_site.ipynb #d8a3fdbb
+def _redirect(cell, links: _Links):
+    "Have the links of a cell, and of the Markdown among its outputs, lead to the site"
+    if cell.cell_type == "markdown":
+        cell.source = _LINK.sub(links, cell.source)
+    for output in cell.get("outputs", ()):
+        if "text/markdown" in output.get("data", {}):
+            output.data["text/markdown"] = _LINK.sub(links, output.data["text/markdown"])
+
+
 def _write(page: Page, names: dict, source: Path):
     "Write a page into the folder that Sphinx reads"
     from nbformat import v4, write
@@ -313,8 +322,7 @@ def _write(page: Page, names: dict, source: Path):
     if page.path:
         links = _Links(page.path, names, source / "files")
         for cell in cells:
-            if cell.cell_type == "markdown":
-                cell.source = _LINK.sub(links, cell.source)
+            _redirect(cell, links)
     python = dict(name="python", pygments_lexer="ipython3")
     notebook = v4.new_notebook(cells=cells, metadata=dict(language_info=python))
     write(notebook, source / f"{page.name}.ipynb")
