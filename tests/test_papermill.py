@@ -147,11 +147,12 @@ def test_papermill_itself_stops_at_a_bad_parameter(runs, tmp_path, name, value, 
     )
 
 
-def test_run_command_leaves_everything_beside_each_other(runs):
+def test_run_command_leaves_everything_beside_each_other(runs, tiny):
     words = [
         "junkdna",
         "run",
         "02_glue",
+        "model=tiny/bert",
         "max_train=32",
         "max_eval=24",
         "epochs=1",
