@@ -79,10 +79,13 @@ def inverse_factor(
         damped.diagonal()[dead] = 1
         damped.diagonal().add_(share * mean)
         # H = LL', then the inverse from L, then U'U = the inverse.
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             continue
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        del damped  # each of these is as large as the hessian
+        inverse = torch.cholesky_inverse(factor)
+        del factor
+        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not failed and bool(torch.isfinite(upper).all()):
             return InverseFactor(upper, share, dead)
     raise StudyError(
