@@ -129,6 +129,7 @@ def groups(self: _Watch) -> list:  # of (names, statistic)
                 f"the calibration text never reached {name}: this method cannot compress it"
             )
         together.setdefault(tuple(s.calls), []).append(name)
+    self.last = None  # of hessians every copy counts
     for names in together.values():  # those that share an input have added up the same
         for name in names[1:]:
             self.sums[name].total = None
