@@ -24,6 +24,7 @@ RUNS = [
     ("scoring.py", "--context", "1", "--n", "8"),
     ("sweep.py",),
     ("calibration.py",),
+    ("scale.py", "--quick", "1"),
 ]
 
 
