@@ -30,6 +30,7 @@ RUNS = [
     ("scoring.py", "--context", "1", "--n", "8", "--precision", "fp32"),
     ("sweep.py",),
     ("calibration.py", "--studies", "40"),
+    ("scale.py", "--quick", "1"),
 ]
 LIMIT = 300  # seconds that a benchmark may take
 FIGURES = [  # script and its first options -> figure, what it is, what it must be
@@ -51,6 +52,8 @@ FIGURES = [  # script and its first options -> figure, what it is, what it must 
     ("scoring.py", "speedup", "scoring options, against lm-evaluation-harness", ">= 5"),
     ("scoring.py", "max_abs_diff", "its largest difference in fp32", "< 1e-3"),
     ("scoring.py --context", "speedup", "the same about one long passage", ">= 5"),
+    ("scale.py", "time_exponent", "growth of magnitude and N:M masks with size", "<= 1.1"),
+    ("scale.py", "peak_over_weights", "their memory beside the weights", "<= 0.35"),
     ("sweep.py", "overhead", "a sweep's time that is no work of its runs", "<= 0.25"),
 ]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'OWNERLESS', 'Alias', 'check_model_name', 'model_version', 'quiet', 'ModelSource', 'resolve_model',
-           'load_tokenizer', 'load_config', 'load_decoder', 'device_of', 'load_classifier', 'count_parameters', 'cast_']
+           'load_tokenizer', 'load_config', 'device_of', 'load_decoder', 'load_classifier', 'count_parameters', 'cast_']
 
 # %% ../../nbs/14_models.ipynb #28bd3025
 import contextlib
@@ -406,6 +406,35 @@ def load_config(source: ModelSource):
 
     return _from_folder(AutoConfig, source)
 
+# %% ../../nbs/14_models.ipynb #ed6c218c
+_MAPS = "auto", "balanced", "balanced_low_0", "sequential"  # of accelerate
+
+
+def _devices() -> dict:
+    "Read the user's map of devices as options of transformers; none: one device"
+    told = os.environ.get("JUNKDNA_DEVICE_MAP", "").strip()
+    if not told:
+        return {}
+    try:
+        chosen = json.loads(told) if told.startswith("{") else told
+    except ValueError:
+        chosen = None
+    if not isinstance(chosen, dict) and chosen not in _MAPS:
+        raise StudyError(
+            f"JUNKDNA_DEVICE_MAP={told!r} is no map of devices "
+            f"(allowed: {', '.join(_MAPS)}, or module: device as JSON)"
+        )
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    return dict(device_map=chosen, offload_folder=tempfile.mkdtemp(".offload", dir=cache_dir()))
+
+# %% ../../nbs/14_models.ipynb #1dff7c36
+def device_of(model):
+    "Return the device that the inputs of a model go to: of the first weight that is in memory"
+    import torch
+
+    found = (p.device for p in model.parameters() if p.device.type != "meta")
+    return next(found, torch.device("cpu"))
+
 # %% ../../nbs/14_models.ipynb #1e2a1951
 _SAFE = dict(dtype="float32", use_safetensors=True)
 
@@ -427,35 +456,6 @@ def load_decoder(
             f"{missing[0]} (in all {len(missing)} of its weights)"
         )
     return model.eval()
-
-# %% ../../nbs/14_models.ipynb #ed6c218c
-def _devices() -> dict:
-    "Read the user's map of devices as options of transformers; none: one device"
-    told = os.environ.get("JUNKDNA_DEVICE_MAP", "").strip()
-    if not told:
-        return {}
-    try:
-        chosen = json.loads(told) if told.startswith("{") else told
-    except ValueError:
-        chosen = None
-    if not isinstance(chosen, dict) and chosen not in _MAPS:
-        raise StudyError(
-            f"JUNKDNA_DEVICE_MAP={told!r} is no map of devices "
-            f"(allowed: {', '.join(_MAPS)}, or module: device as JSON)"
-        )
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    return dict(device_map=chosen, offload_folder=tempfile.mkdtemp(".offload", dir=cache_dir()))
-
-
-_MAPS = "auto", "balanced", "balanced_low_0", "sequential"  # of accelerate
-
-# %% ../../nbs/14_models.ipynb #1dff7c36
-def device_of(model):
-    "Return the device that the inputs of a model go to: of the first weight that is in memory"
-    import torch
-
-    found = (p.device for p in model.parameters() if p.device.type != "meta")
-    return next(found, torch.device("cpu"))
 
 # %% ../../nbs/14_models.ipynb #663f5765
 def load_classifier(

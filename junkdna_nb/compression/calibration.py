@@ -63,7 +63,8 @@ def value(self: _Statistic):
         )
     if self.kind == "norms":
         return self.total.sqrt()
-    return (self.total.triu() + self.total.triu(1).T) / self.tokens
+    below = self.total.triu_().triu(1).T  # in place: a hessian can be as large as a block
+    return self.total.add_(below).div_(self.tokens)
 
 # %% ../../nbs/22_calibration.ipynb #295790fe
 class _Stop(Exception):
@@ -128,6 +129,10 @@ def groups(self: _Watch) -> list:  # of (names, statistic)
                 f"the calibration text never reached {name}: this method cannot compress it"
             )
         together.setdefault(tuple(s.calls), []).append(name)
+    self.last = None  # of hessians every copy counts
+    for names in together.values():  # those that share an input have added up the same
+        for name in names[1:]:
+            self.sums[name].total = None
     return [(names, self.sums[names[0]].value()) for names in together.values()]
 
 # %% ../../nbs/22_calibration.ipynb #618efb0a

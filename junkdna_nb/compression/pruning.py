@@ -79,10 +79,13 @@ def inverse_factor(
         damped.diagonal()[dead] = 1
         damped.diagonal().add_(share * mean)
         # H = LL', then the inverse from L, then U'U = the inverse.
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             continue
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        del damped  # each of these is as large as the hessian
+        inverse = torch.cholesky_inverse(factor)
+        del factor
+        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
         if not failed and bool(torch.isfinite(upper).all()):
             return InverseFactor(upper, share, dead)
     raise StudyError(
@@ -134,7 +137,7 @@ class _SparseGPT:
     def __init__(self, matrices, factor, target):
         self.target, self.ties = target, 0
         self.sizes = [len(m) for m in matrices]
-        self.columns = torch.cat(matrices).T.contiguous()  # (inputs, outputs of all matrices)
+        self.columns = torch.cat([m.T for m in matrices], 1)  # (inputs, outputs of all matrices)
         self.kept = torch.ones_like(self.columns, dtype=torch.bool)
         self.scale = torch.where(factor.dead, 0, 1 / factor.upper.diagonal())[:, None]
 
@@ -236,7 +239,8 @@ def _prune_blocks(model, weights, method, target, calibration, precision, progre
     "Prune in place, block by block; `kept` maps names to flags of the stored shape"
     kept, ties, notes = {}, 0, {}
     for block in iter_blocks(model, calibration, weights, method.statistic, precision):
-        for group, statistic in block.groups:
+        while block.groups:
+            group, statistic = block.groups.pop(0)
             matrices = [w.oriented(w.param.detach()).float() for w in group]
             pruned = method.function(matrices, statistic, target)
             ties += pruned.ties

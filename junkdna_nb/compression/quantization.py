@@ -117,14 +117,20 @@ def values(self: Codes) -> torch.Tensor:
     return out
 
 # %% ../../nbs/24_quantization.ipynb #24000021
+def _room_for_codes(matrix):
+    return torch.empty(matrix.shape, dtype=torch.uint8, device=matrix.device)
+
+
 def quantize(
     matrix,  # (outputs, inputs), floating point, finite
     grid: Grid,
+    codes=None,  # uint8 tensor of the same shape that receives the codes
 ) -> Codes:
     "Round a matrix to the nearest numbers of its groups"
+    if codes is None:
+        codes = _room_for_codes(matrix)
     weights, unit = matrix.detach().float(), _unit(matrix.detach())
     width = grid.width(weights.shape[1])
-    codes = torch.empty(weights.shape, dtype=torch.uint8, device=weights.device)
     scales, zeros = [], []
     parts = zip(_group_views(weights, width), _group_views(codes, width), strict=True)
     for part, part_codes in parts:
@@ -271,7 +277,10 @@ def quantize_(
     provenance = _provenance(weights, method, grid, head)
     # without a statistic each matrix is rounded by itself
     if QUANTIZERS[method] is None:
-        codes = {w.name: quantize(w.oriented(w.param), grid) for w in weights}
+        # what stays is allocated before what is temporary, lest the heap be left in pieces
+        matrices = {w.name: w.oriented(w.param.detach()) for w in weights}
+        room = {name: _room_for_codes(m) for name, m in matrices.items()}
+        codes = {name: quantize(m, grid, room[name]) for name, m in matrices.items()}
         quantized = Quantized(codes, grid, provenance)
         quantized.apply_(model)
         return quantized
