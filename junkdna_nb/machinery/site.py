@@ -161,7 +161,8 @@ def body_of(page: Page, pages: dict) -> tuple:  # (HTML, name -> path of the fil
     return _formulas(_LINK.sub(links.replace, text)), links.files
 
 # %% ../../nbs/54_site.ipynb #114928d1
-GROUPS = {"Results": "0[7-9]", "Experiments": "0[2-6]", "The package": "0[01]|[1-5]"}
+GROUPS = {"Results": "0[7-9]", "Experiments": "0[2-6]", "Your own model": "60"}
+GROUPS |= {"The package": "0[01]|[1-5]"}
 
 
 def _list(title, pages) -> str:
