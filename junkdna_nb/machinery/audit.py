@@ -591,7 +591,7 @@ def _rounds(progress, budget, how):
             with Client(cluster) as client:
                 client.wait_for_workers(slots, timeout=120)
         while tasks := _batch(progress, budget, slots):
-            summary = run_tasks(tasks, scheduler=address, keep="none", dashboard=False)
+            summary = run_tasks(tasks, scheduler=address, keep="failed", dashboard=False)
             _settle(progress, summary)
             _dense_is_useful(progress)
             for route, search in progress.searches().items():

@@ -400,7 +400,8 @@ def save_model(progress: Progress, outcome: Outcome, sentence: str) -> dict:
         known = json.loads(about.read_text())
         if known["digest"] == config.digest:
             return known
-    shutil.rmtree(target, ignore_errors=True)
+    for old in (target, *target.parent.glob(".tmp-*")):  # of another setting, or of a killed audit
+        shutil.rmtree(old, ignore_errors=True)
     with building(target) as tmp:
         save = _save_decoder if progress.audit.asks else _save_classifier
         saved = save(tmp, config, outcome.record)
