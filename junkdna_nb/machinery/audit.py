@@ -185,7 +185,8 @@ def own_task(path, text: str = "text", label: str = "label", text2: str = "") ->
     rest = [i for i in range(len(rows.texts)) if i not in held]
     files = [(folder / "train.jsonl", _jsonl(rows, names, rest))]
     files += [(folder / "validation.jsonl", _jsonl(rows, names, sorted(held)))]
-    write_atomic(*files, (folder / "tasks.yaml", table))
+    if not (folder / "tasks.yaml").is_file():
+        write_atomic(*files, (folder / "tasks.yaml", table))
     return Own(name, folder / "tasks.yaml", rows.notes)
 
 # %% ../../nbs/56_audit.ipynb #56000016
@@ -433,6 +434,7 @@ class Progress:
     precision: str | None = None  # arithmetic of the machines that run it; None: of this one
     records: dict = field(default_factory=dict)  # (experiment, digest) -> record
     given_up: dict = field(default_factory=dict)  # route -> why
+    scores: dict = field(default_factory=dict)  # (digest, half) -> score
 
     def record(self, route, level, draw):
         "The record of a run, or None"
@@ -466,11 +468,10 @@ def search(self: Progress, route):
 @patch
 def score(self: Progress, record, draw):
     "Score of a record for a draw, computed once"
-    scores = self.__dict__.setdefault("_scores", {})
     key = record["digest"], draw if self.audit.asks else None
-    if key not in scores:
-        scores[key] = score_of(record, key[1])
-    return scores[key]
+    if key not in self.scores:
+        self.scores[key] = score_of(record, key[1])
+    return self.scores[key]
 
 # %% ../../nbs/56_audit.ipynb #56000036
 @patch
@@ -552,6 +553,9 @@ def _settle(progress, summary):
             raise StudyError(f"the dense model cannot be run: {why}")
         if why:
             progress.given_up[route] = why
+    made = [valid_record(t.config, progress.precision) for t, _ in summary.outcomes]
+    if not failed and not any(made):
+        raise StudyError("the runs have left no record that can be read here")
 
 # %% ../../nbs/56_audit.ipynb #56000048
 def _dense_is_useful(progress):
@@ -587,7 +591,7 @@ def _rounds(progress, budget, how):
             with Client(cluster) as client:
                 client.wait_for_workers(slots, timeout=120)
         while tasks := _batch(progress, budget, slots):
-            summary = run_tasks(tasks, scheduler=address, keep="none", dashboard=False)
+            summary = run_tasks(tasks, scheduler=address, keep="failed", dashboard=False)
             _settle(progress, summary)
             _dense_is_useful(progress)
             for route, search in progress.searches().items():
