@@ -26,6 +26,8 @@ setup(
     ],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "harness")},
+    extras_require={
+        extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "harness", "site")
+    },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

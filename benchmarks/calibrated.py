@@ -17,17 +17,17 @@ import torch
 from common import arguments, closing, interleaved
 from torch import nn
 
-from junkdna_nb.base.config import resolve_precision
+from junkdna_nb.base.config import machine_precision
 from junkdna_nb.base.models import load_decoder, load_tokenizer, resolve_model
 from junkdna_nb.base.text import load_text
 from junkdna_nb.compression.compress import PeakMemory
 from junkdna_nb.compression.pruning import make_masks
 from junkdna_nb.compression.selection import prune_count
 
-args = arguments(repeats=2, windows=16, length=256, precision="auto")
+args = arguments(repeats=2, windows=16, length=256, precision="auto", method="wanda,sparsegpt")
 source = resolve_model("smollm2")
 text = load_text(load_tokenizer(source), windows=args.windows, length=args.length)
-precision, batches = resolve_precision(args.precision), text.input_ids.split(8)
+precision, batches = machine_precision(args.precision), text.input_ids.split(8)
 PATTERNS = dict(half=dict(sparsity=0.5), two_of_four=dict(pattern="nm", n_kept=2, m_group=4))
 LARGEST = 4 * 1536**2  # bytes of the largest Hessian
 
@@ -175,7 +175,8 @@ def compare(name, theirs, how):
 
 
 results, equal = {}, 1
-for name, theirs in dict(wanda=wanda, sparsegpt=sparsegpt).items():
+for name in args.method.split(","):
+    theirs = dict(wanda=wanda, sparsegpt=sparsegpt)[name]
     for pattern, how in PATTERNS.items():
         found = compare(name, theirs, how)
         equal &= int(found["first"] >= (1 if name == "wanda" else 0.99))

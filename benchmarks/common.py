@@ -1,4 +1,4 @@
-"What the benchmarks share: interleaved timing, the shapes of roberta-large, and the closing line."
+"What the benchmarks share: the machine, interleaved timing, the shapes of roberta-large, the end."
 
 import argparse
 import gc
@@ -8,6 +8,9 @@ import time
 
 import torch
 
+from junkdna_nb.base.config import machine_precision, processor_flags
+
+FEATURES = ("amx_tile", "avx512_bf16", "avx512f", "avx2")  # that decide the speed, best first
 SHAPES = [(1024, 1024)] * 4 + [(4096, 1024), (1024, 4096)]  # one of roberta-large's 24 layers
 
 
@@ -17,8 +20,25 @@ def encoder_weights(layers=24, dtype=torch.float32, seed=0):
     return [(torch.randn(shape, generator=g) * 0.05).to(dtype) for shape in SHAPES * layers]
 
 
+def features():
+    "Features of this processor that decide the speed, best first"
+    return [name for name in FEATURES if name in (processor_flags() or ())]
+
+
+def kind():
+    "The kind of this machine: its device, or its best feature"
+    if torch.cuda.is_available():
+        return "gpu"
+    found = features()
+    if machine_precision() == "bf16":
+        return "bf16"
+    return found[0].removesuffix("f") if found else "plain"
+
+
 def arguments(**options):
-    "--repeats and whatever else a script needs (name=default)"
+    "--repeats and whatever else a script needs (name=default); the machine is stated first"
+    told = " ".join(features()) or "none of " + " ".join(FEATURES)
+    print(f"{kind()} machine ({told}), {torch.get_num_threads()} threads, {machine_precision()}")
     parser = argparse.ArgumentParser()
     for name, default in ({"repeats": 5} | options).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)

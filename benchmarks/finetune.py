@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from common import arguments, closing, interleaved
 
-from junkdna_nb.base.config import resolve_precision
+from junkdna_nb.base.config import machine_precision
 from junkdna_nb.base.experiments import GlueConfig
 from junkdna_nb.base.models import load_classifier, load_tokenizer, resolve_model
 from junkdna_nb.base.records import seed_everything
@@ -34,7 +34,7 @@ def ours(config, rows):
     model, fresh = load_classifier(source, 2, config.seed, tokenizer)
     callback = MaskCallback(make_masks(model, sparsity=0.5, newly_initialized=fresh), "sparse")
     with tempfile.TemporaryDirectory() as folder:
-        fine_tune(model, rows, tokenizer, config, folder, callback, resolve_precision())
+        fine_tune(model, rows, tokenizer, config, folder, callback, machine_precision())
 
 
 def padded(rows):

@@ -5,11 +5,78 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 STUDY = ROOT / "papermill_runs" / "study"
 MIRROR = Path(os.environ.get("JUNKDNA_MIRROR") or ROOT.parent / "shared" / "data")
+
+
+SMALL = dict(
+    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50
+)
+FAMILIES = dict(  # name -> transformers' configuration and model, and its shape: two layers of 16
+    gpt2=(
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        dict(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=256)
+        | dict(bos_token_id=0, eos_token_id=0),
+    ),
+    opt=(
+        "OPTConfig",
+        "OPTForCausalLM",
+        dict(hidden_size=16, word_embed_proj_dim=8, num_hidden_layers=2, num_attention_heads=2)
+        | dict(ffn_dim=32, vocab_size=50, max_position_embeddings=256),
+    ),
+    llama=(
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        dict(SMALL, num_key_value_heads=1, tie_word_embeddings=True),
+    ),
+    llama_untied=("LlamaConfig", "LlamaForCausalLM", dict(SMALL, num_key_value_heads=1)),
+    qwen2=("Qwen2Config", "Qwen2ForCausalLM", dict(SMALL, num_key_value_heads=1)),
+    neox=("GPTNeoXConfig", "GPTNeoXForCausalLM", SMALL),
+    bloom=(  # biases by distance, no positions
+        "BloomConfig",
+        "BloomForCausalLM",
+        dict(hidden_size=16, n_layer=2, n_head=2, vocab_size=50),
+    ),
+    gemma3=(
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        dict(SMALL, head_dim=8, num_key_value_heads=1, sliding_window=4)
+        | dict(layer_types=["sliding_attention", "full_attention"]),
+    ),
+    bert=("BertConfig", "BertForSequenceClassification", SMALL),
+    roberta=("RobertaConfig", "RobertaForSequenceClassification", SMALL),
+    mpnet=("MPNetConfig", "MPNetForSequenceClassification", SMALL),
+    albert=("AlbertConfig", "AlbertForSequenceClassification", dict(SMALL, embedding_size=8)),
+    t5=(
+        "T5Config",
+        "T5ForConditionalGeneration",
+        dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50)
+        | dict(decoder_start_token_id=0),
+    ),
+)
+
+
+def tiny_model(family):
+    "A random model of a family, the same at every call"
+    import transformers
+
+    config, model, shape = FAMILIES[family]
+    torch.manual_seed(0)
+    return getattr(transformers, model)(getattr(transformers, config)(**shape)).eval()
+
+
+# Files that take longest, first, so that two workers end together (with --dist loadfile).
+LONGEST = ["sweep", "axes", "transfer", "papermill", "compress", "records", "evidence", "appendix"]
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +96,41 @@ def mirror(monkeypatch):
         pytest.skip("no mirror of nyu-mll/glue (set JUNKDNA_MIRROR)")
     monkeypatch.setenv("JUNKDNA_MIRROR", str(MIRROR))
     return MIRROR
+
+
+@pytest.fixture(scope="session")
+def tiny_mirror(tmp_path_factory):
+    "A mirror with what the real one has, and two random models: tiny/bert and tiny/llama"
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+    from junkdna_nb.base.models import load_tokenizer, resolve_model
+
+    folder = tmp_path_factory.mktemp("mirror")
+    for place in MIRROR.iterdir() if MIRROR.is_dir() else ():
+        if place.name != "models":
+            (folder / place.name).symlink_to(place)
+    shape = dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=2, intermediate_size=80)
+    for name, like, build in (
+        ("bert", "minilm", lambda size: BertModel(BertConfig(**shape, vocab_size=size))),
+        (
+            "llama",
+            "smollm2",
+            lambda size: LlamaForCausalLM(
+                LlamaConfig(**shape, vocab_size=size, max_position_embeddings=8192)
+            ),
+        ),
+    ):
+        tokenizer = load_tokenizer(resolve_model(like))
+        torch.manual_seed(0)
+        build(len(tokenizer)).save_pretrained(folder / "models" / "tiny" / name)
+        tokenizer.save_pretrained(folder / "models" / "tiny" / name)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_mirror, monkeypatch):
+    "The models tiny/bert and tiny/llama can be asked for"
+    monkeypatch.setenv("JUNKDNA_MIRROR", str(tiny_mirror))
 
 
 def command(*words, cwd=ROOT, env=None, **kw):

@@ -331,16 +331,20 @@ def test_names_are_the_implementations():
 
 
 CONFIGS = [
-    OptionsConfig(max_eval=10, options="2 4", shots=1, style="listed"),
-    ContextConfig(max_eval=6, passages="0 1 3", shots=1, method="rtn", bits=3),
-    ShotsConfig(max_eval=8, shots="0 2", draws=2, method="wanda", calibration_windows=4),
-    FormatConfig(max_eval=8, shots=2, method="none"),
-    OptionsConfig(max_eval=6, options="2", shots=0, template="chat", pattern="nm"),
+    OptionsConfig(model="tiny/llama", max_eval=10, options="2 4", shots=1, style="listed"),
+    ContextConfig(model="tiny/llama", max_eval=6, passages="0 1 3", shots=1, method="rtn", bits=3),
+    ShotsConfig(
+        model="tiny/llama", max_eval=8, shots="0 2", draws=2, method="wanda", calibration_windows=4
+    ),
+    FormatConfig(model="tiny/llama", max_eval=8, shots=2, method="none"),
+    OptionsConfig(
+        model="tiny/llama", max_eval=6, options="2", shots=0, template="chat", pattern="nm"
+    ),
 ]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.experiment)
-def test_a_run_leaves_a_record_of_every_item(config, runs, capsys):
+def test_a_run_leaves_a_record_of_every_item(config, runs, tiny, capsys):
     record = axes.run(config)
     items = load_items(record)
     levels = config.levels
@@ -451,7 +455,7 @@ def test_chat_prompts_hold_their_special_tokens_once(smollm2):
 
 
 @pytest.mark.parametrize("notebook", ["03_options", "04_context", "05_kshot", "06_qa_format"])
-def test_the_notebook_runs_from_the_command_line(notebook, runs):
+def test_the_notebook_runs_from_the_command_line(notebook, runs, tiny):
     "Real papermill, a kernel of its own"
     axis = dict(
         zip(
@@ -467,6 +471,7 @@ def test_the_notebook_runs_from_the_command_line(notebook, runs):
         "max_eval=4",
         *([axis] if axis else ["shots=1"]),
         "sparsity=0.2",
+        "model=tiny/llama",
         env=dict(JUNKDNA_RUNS=str(runs)),
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -610,9 +615,10 @@ def test_other_passages_are_nobodys(smollm2):
             )
 
 
-def test_spelling_of_levels_makes_no_difference(runs):
-    axes.run(OptionsConfig(options="2,3", max_eval=3, shots=0))
-    record = axes.run(OptionsConfig(options=[2, 3], sparsity=0.4, max_eval=3, shots=0))
+def test_spelling_of_levels_makes_no_difference(runs, tiny):
+    few = dict(model="tiny/llama", max_eval=3, shots=0)
+    axes.run(OptionsConfig(options="2,3", **few))
+    record = axes.run(OptionsConfig(options=[2, 3], sparsity=0.4, **few))
     assert set(curves.siblings(record)["how"]) == {"dense", "magnitude, 30%", "magnitude, 40%"}
     curves.draw_siblings(record, "options")
     assert ShotsConfig(shots=4.0) == ShotsConfig(shots="4")

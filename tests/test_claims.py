@@ -25,7 +25,7 @@ from junkdna_nb.evidence.claims import (
     judge,
     verdict_of,
 )
-from junkdna_nb.evidence.freeze import changed, undeclared, write_lock
+from junkdna_nb.evidence.freeze import changed, frozen_parts, undeclared, write_lock
 from junkdna_nb.evidence.study import Run, Study, TaskRuns, is_old
 from junkdna_nb.evidence.tables import claim_report, in_columns, verdict_table
 
@@ -383,7 +383,10 @@ def test_a_change_is_reported_unless_it_is_declared(tree, part, name, old, new):
     assert undeclared(tree) == [part]
     declare(tree, "tasks")
     assert undeclared(tree) == [part]
-    declare(tree, part)
+    declare(tree, part)  # without the hash, or with that of another change
+    declare(tree, f"{part} 00000000")
+    assert undeclared(tree) == [part]
+    declare(tree, f"tasks 00000000, {part} {frozen_parts(tree)[part][:8]}")
     assert undeclared(tree) == [] and changed(tree) == [part]
 
 

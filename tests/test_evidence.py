@@ -32,7 +32,7 @@ from junkdna_nb.machinery.cli import find_digest, main
 from junkdna_nb.machinery.grid import make_plan, read_grid
 from junkdna_nb.machinery.runner import record_failure
 
-TINY = ["max_train=64", "max_eval=32", "epochs=1", "max_length=32"]
+TINY = ["model=tiny/bert", "max_train=64", "max_eval=32", "epochs=1", "max_length=32"]
 OTHER = dict(bf16="fp32", fp32="bf16")
 
 
@@ -76,7 +76,7 @@ def inside(clone, monkeypatch):
     return dict(cwd=clone, env=dict(PYTHONPATH=str(clone), JUNKDNA_ROOT=str(clone)))
 
 
-def test_runs_of_either_arithmetic_change_no_tracked_file(clone, inside, tmp_path):
+def test_runs_of_either_arithmetic_change_no_tracked_file(clone, inside, tiny, tmp_path):
     "On a study that cannot be written; then one run is made again, its baseline in another study"
     study = clone / "papermill_runs" / "study"
     before = contents(study)

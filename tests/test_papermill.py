@@ -50,7 +50,7 @@ def test_defaults_are_written_once(config):
     assert config.make(**{k: space[k] for k in cell}) == config()
 
 
-@pytest.mark.parametrize("where,how", [("root", "piped"), ("nbs", "piped"), ("root", "path")])
+@pytest.mark.parametrize("where,how", [("nbs", "piped"), ("root", "path")])
 def test_papermill_prunes_what_it_was_told(runs, tmp_path, where, how):
     cwd = ROOT if where == "root" else ROOT / "nbs"
     words = [
@@ -163,6 +163,7 @@ def test_run_command_leaves_everything_beside_each_other(runs):
     done = command(*words)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
+    assert " products" in lines[0] and lines[1].startswith("papermill nbs/02_glue.ipynb ")
     assert (
         [line.split(":")[0] for line in lines[-4:]] == ["scale", "dense", "dense_frozen", "files"]
         and "±" in lines[-3]
@@ -178,7 +179,11 @@ def test_run_command_leaves_everything_beside_each_other(runs):
         and outputs(nbformat.read(f"{stem}.ipynb", 4)).count("100%") == 2
     ), "one line per bar"
     assert not [p for p in (runs / "02_glue").iterdir() if p.name.startswith(".tmp")]
-    again = command(*words)
+    at_once = command(*words)
+    told = at_once.stdout.splitlines()
+    assert at_once.returncode == 0 and told[0].startswith(f"found: {record['name']}, made ")
+    assert "--force" in told[0] and told[-4:] == lines[-4:] and len(told) == 6
+    again = command(*words, "--force")
     assert "dense baseline: found" in again.stdout
 
     def strip(r):
@@ -277,7 +282,7 @@ def test_a_killed_run_leaves_the_good_notebook_alone(runs):
     assert command(*words).returncode == 0
     good = next((runs / "02_glue").glob("*.ipynb")).read_bytes()
     p = subprocess.Popen(
-        [str(BIN / words[0]), *words[1:]],
+        [str(BIN / words[0]), *words[1:], "--force"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -15,7 +15,7 @@ from conftest import ROOT, STUDY, cell_outputs, command
 from matplotlib.testing.compare import compare_images
 
 from junkdna_nb.base.experiments import EXPERIMENTS, closing_lines, get_experiment
-from junkdna_nb.base.records import arithmetic_of, load_items, load_record, load_runs
+from junkdna_nb.base.records import load_items, load_record, load_runs, valid_record
 from junkdna_nb.evidence.claims import CLAIMS
 from junkdna_nb.machinery.grid import read_grid
 
@@ -135,14 +135,14 @@ def alike(a, b):
 
 @pytest.fixture(scope="module")
 def rendered(committed, tmp_path_factory):
-    "07 to 09 executed on the committed records: (notebooks, folder of the figures)"
+    "07 to 09 and the landing page, executed: (notebooks, folder of the figures)"
     folder, notebooks = tmp_path_factory.mktemp("rendered"), {}
     with pytest.MonkeyPatch.context() as m:
         for name, value in dict(
             JUNKDNA_STUDY=committed, TMPDIR=folder, IN_TEST=1
         ).items():  # as a test they leave their figures in the temporary folder
             m.setenv(name, str(value))
-        for name in ("07_true_gem", "08_quantization", "09_difficulty"):
+        for name in ("07_true_gem", "08_quantization", "09_difficulty", "index"):
             notebooks[name] = papermill.execute_notebook(
                 ROOT / "nbs" / f"{name}.ipynb",
                 folder / f"{name}.ipynb",
@@ -208,9 +208,10 @@ def test_the_figures_follow_from_the_records(rendered):
         assert different is None, f"figures/{name} is not what the records give: run make verdict"
 
 
-def test_the_map_in_the_readme_names_what_there_is():
+def test_the_map_names_what_there_is():
     "Primary claims, blocks of the grids and figures"
-    text = (ROOT / "README.md").read_text()
+    notebook = nbformat.read(ROOT / "nbs/09_difficulty.ipynb", 4)
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     rows = re.findall(r"^\| (C\d[^|:]*): [^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|$", text, re.M)
     primary = [c.name for c in CLAIMS.values() if c.role == "primary"]
     assert [name for name, *_ in rows] == primary
@@ -224,20 +225,19 @@ def test_the_map_in_the_readme_names_what_there_is():
         assert set(re.findall(r"`(\w+)`", named)) <= figures
 
 
-def test_the_example_in_the_readme_is_a_committed_record(records):
+def test_the_readme_is_short_has_figures_and_shows_a_committed_record(committed, monkeypatch):
+    "Its numbers are those of the landing page, which is compared with the records above"
+    monkeypatch.setenv("JUNKDNA_STUDY", str(committed))
     text = (ROOT / "README.md").read_text()
-    name = re.search(r"^files:  papermill_runs/02_glue/(\S+)\.ipynb", text, re.M)[
-        1
-    ]  # where a user's run writes
-    record = next(r for r in records if name.endswith(r["digest"]))
-    assert name == get_experiment("02_glue").make(**record["config"]).name_with(
-        arithmetic_of(record)
-    )
-    assert "\n".join(closing_lines(record)) in text and committed_notebook(record).is_file()
-
-
-def committed_notebook(record):
-    return STUDY / record["experiment"] / f"{record['name']}.ipynb"
+    assert len(text.split()) <= 800
+    figures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert len(figures) >= 2 and all((ROOT / name).is_file() for name in figures)
+    default = valid_record(get_experiment("02_glue").make(), precision="bf16", where="study")
+    assert "\n".join(closing_lines(default)) in text
+    for cell in nbformat.read(ROOT / "nbs/index.ipynb", 4).cells:
+        for output in cell.get("outputs", ()):
+            shown = output.get("data", {}).get("text/markdown", "")
+            assert shown.replace("](../", "](") in text
 
 
 def test_every_experiment_has_an_executed_notebook():
@@ -259,11 +259,10 @@ def test_every_experiment_has_an_executed_notebook():
             ), f"{path} names a path of a machine"
 
 
-def test_rerun_tells_whether_a_record_comes_out_again(runs):
+def test_rerun_tells_whether_a_record_comes_out_again(runs, tiny):
     "A real run, made again by the command; then the record is changed by hand"
-    done = command(
-        "junkdna", "run", "02_glue", "max_train=64", "max_eval=32", "epochs=1", "max_length=32"
-    )
+    small = "model=tiny/bert", "max_train=64", "max_eval=32", "epochs=1", "max_length=32"
+    done = command("junkdna", "run", "02_glue", *small)
     assert done.returncode == 0, done.stderr
     found = load_runs()
     record = load_record(found[found["mode"] == "sparse"].path.item())

@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import yaml
 from conftest import BIN, ROOT, command
 from distributed import Client
 
@@ -26,14 +27,16 @@ from junkdna_nb.machinery.grid import make_plan, read_grid
 from junkdna_nb.machinery.runner import claim
 from junkdna_nb.machinery.warm import run_isolated
 
-TINY = dict(max_train=64, max_eval=32, epochs=1, max_length=32)
+TINY = dict(model="tiny/bert", max_train=64, max_eval=32, epochs=1, max_length=32)
 SIX = """
 blocks:
   tiny:
     experiment: 02_glue
-    fixed: {max_train: 64, max_eval: 32, epochs: 1, max_length: 32}
+    fixed: {model: tiny/bert, max_train: 64, max_eval: 32, epochs: 1, max_length: 32}
     cross: {mode: [dense, sparse], sparsity: [0.5, 0.8], seed: [41, 42]}
 """
+
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture
@@ -124,7 +127,7 @@ def assert_tidy(runs):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, tiny_mirror):
     "Records of the grid of six, made by two sweeps that were started at the same time"
     runs = tmp_path_factory.mktemp("undisturbed")
     (runs / "grid.yaml").write_text(SIX)
@@ -139,6 +142,7 @@ def undisturbed(tmp_path_factory):
             1,
             JUNKDNA_RUNS=str(runs / "runs"),
             JUNKDNA_STUDY=str(runs / "none"),
+            JUNKDNA_MIRROR=str(tiny_mirror),
         )
         for _ in range(2)
     ]
@@ -147,6 +151,7 @@ def undisturbed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUNKDNA_RUNS", str(runs / "runs"))
         patch.setenv("JUNKDNA_STUDY", str(runs / "none"))
+        patch.setenv("JUNKDNA_MIRROR", str(tiny_mirror))
         assert_tidy(runs / "runs")
         return told, contents(runs / "runs")
 
@@ -229,6 +234,17 @@ def dask(*words):
     return start("dask", *words)
 
 
+def tiny_smoke(folder):
+    "The smoke grid on the tiny models"
+    blocks = yaml.safe_load((ROOT / "nbs" / "configs" / "smoke.yaml").read_text())["blocks"]
+    for block in blocks.values():
+        encoder = block["experiment"] == "02_glue"
+        block["fixed"]["model"] = "tiny/bert" if encoder else "tiny/llama"
+    path = folder / "smoke.yaml"
+    path.write_text(yaml.safe_dump(dict(blocks=blocks)))
+    return path
+
+
 def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monkeypatch):
     "The documented commands; a worker is killed, then the scheduler, and another takes over"
 
@@ -268,8 +284,7 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monk
             none.returncode == 2
             and f"error: no worker at tcp://127.0.0.1:{port} offers TPU=1" in none.stderr
         ), none.stderr
-        smoke = ("junkdna", "sweep", ROOT / "nbs" / "configs" / "smoke.yaml", *address)
-        p = start(*smoke)
+        p = start("junkdna", "sweep", tiny_smoke(tmp_path), *address)
         wait_for(lambda: kinds(workers[0].pid)["run"], 90)
         left = family(workers[0].pid)
         workers[0].kill()
@@ -289,7 +304,7 @@ def test_a_cluster_of_separate_processes(runs, tmp_path, grid, undisturbed, monk
         monkeypatch.setenv("JUNKDNA_RUNS", str(tmp_path / "second"))
         p = start("junkdna", "sweep", grid, *address, "--threads", 1)
         wait_for(lambda: kinds(workers[1].pid)["run"], 60)
-        time.sleep(random.uniform(0, 6))
+        time.sleep(random.uniform(0, 1.5))
         scheduler.kill()
         told = p.communicate(timeout=120)[0]
         assert (
@@ -322,10 +337,10 @@ def test_failures_are_recorded_and_the_sweep_goes_on(runs, tmp_path):
 blocks:
   fine:
     experiment: 02_glue
-    fixed: {mode: dense, max_train: 64, max_eval: 32, epochs: 1, max_length: 32}
+    fixed: {model: tiny/bert, mode: dense, max_train: 64, max_eval: 32, epochs: 1, max_length: 32}
   too_long_for_the_model:
     experiment: 02_glue
-    fixed: {max_length: 1000, max_train: 64, max_eval: 32}
+    fixed: {model: tiny/bert, max_length: 1000, max_train: 64, max_eval: 32}
   slow:
     experiment: 02_glue
     fixed: {mode: dense, epochs: 50}
@@ -339,7 +354,7 @@ blocks:
         "--threads",
         1,
         "--minutes",
-        0.5,
+        0.35,
         "--keep",
         "failed",
     )
@@ -351,8 +366,8 @@ blocks:
     ), done.stdout + done.stderr
     failed = load_runs(status="failed").set_index("name")
     errors = sorted(failed.error)
-    assert any("time limit of 0.5 minutes reached" in e for e in errors) and any(
-        e.startswith("its dense baseline failed: max_length=1000 is more than minilm can read")
+    assert any("time limit of 0.35 minutes reached" in e for e in errors) and any(
+        e.startswith("its dense baseline failed: max_length=1000 is more than tiny/bert can read")
         for e in errors
     ), errors
     for record in map(load_record, failed.path):
@@ -371,7 +386,7 @@ blocks:
     assert (
         command("junkdna", "show", digest[:8])
         .stdout.splitlines()[0]
-        .startswith("02_glue movie-minilm-dense-seed41")
+        .startswith("02_glue movie-tiny_bert-dense-seed41")
     )
     (runs / "02_glue" / "orphan.png").write_bytes(b"x")
     (runs / ".locks" / "0123456789ab").touch()
@@ -389,6 +404,7 @@ blocks:
 
 def test_control_c(runs, grid):
     "Once: what runs goes on to its end. The signal reaches every process, as it does in a terminal"
+    grid.write_text(SIX.replace("epochs: 1", "epochs: 9").replace("tiny/bert", "minilm"))
     p = start("junkdna", "sweep", grid, "--jobs", 2, "--threads", 1)
     wait_for(lambda: kinds(p.pid)["run"], 180)
     time.sleep(1.5)  # until the sweep has heard of it

@@ -350,6 +350,20 @@ def name(self: Config) -> str:
     "Name the files of this run on this machine"
     return self.name_with(self.arithmetic)
 
+# %% ../../nbs/10_config.ipynb #3d0c5a72
+_COSTS = {  # (arithmetic in use, the machine's own) -> what a person is told
+    ("bf16", "bf16"): "bf16 products, which this machine has",
+    ("fp32", "fp32"): "fp32 products: this machine has no bf16, with which it takes half the time",
+    ("fp32", "bf16"): "fp32 products: with bf16, which this machine has, it takes half the time",
+    ("bf16", "fp32"): "bf16 products, emulated here: fp32 takes less than half the time",
+}
+
+
+@patch(as_prop=True)
+def cost(self: Config) -> str:
+    "Name the arithmetic of this configuration and what it costs on this machine"
+    return _COSTS[self.arithmetic, machine_precision()]
+
 # %% ../../nbs/10_config.ipynb #3012530d
 def _assigned(source):
     "Literal values that a cell's source assigns to names"

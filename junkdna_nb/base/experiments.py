@@ -162,10 +162,10 @@ class _GlueParameters(Compressed):
     learning_rate: float = param(1e-4, "(0, 1]")  # peak of the linear schedule
     warmup: float = param(0.06, "[0, 1)")  # share of the steps over which the rate rises
     weight_decay: float = param(0.0, "[0, 1]")  # AdamW's
-    max_length: int = param(128, "[8, 4096]")  # tokens; longer texts are cut
+    max_length: int = param(64, "[8, 4096]")  # tokens; longer texts are cut
     inputs: str = param("text", choices=("text", "none"))  # none: the null model of V-information
     dynamics: bool = param(False)  # keep each training example's probability after each epoch
-    max_train: int = param(4000, "[0, 1000000000]")  # cap on training examples; 0: all
+    max_train: int = param(2000, "[0, 1000000000]")  # cap on training examples; 0: all
     max_eval: int = param(1000, "[0, 1000000000]")  # cap on evaluated examples; 0: all
     save_steps: int = param(0, "[0, 1000000000]", runtime=True)  # between checkpoints; 0: none
 

@@ -529,7 +529,7 @@ def run_with_baseline(
     start = time.perf_counter()
     shared = open_(config)
     session = _Session(shared, round(time.perf_counter() - start, 3), run_one)
-    print(f"scale: {shared.scale}", flush=True)
+    print(f"scale: {shared.scale}; {config.cost}", flush=True)
     # 2. a dense run is its own baseline
     baseline = config.baseline()
     if baseline is None:

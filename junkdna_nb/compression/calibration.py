@@ -155,10 +155,10 @@ def _reading(model):
 
 # %% ../../nbs/22_calibration.ipynb #e270d653
 @contextlib.contextmanager
-def _forward(model, precision):
-    "Make forward passes inside this context, with 'fp32' or 'bf16' products"
+def _forward(model, precision, keep=False):
+    "Make forward passes inside this context; with `keep` its weights are cast once"
     device = device_of(model).type
-    bf16 = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    bf16 = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=keep)
     with torch.no_grad(), bf16:
         yield
 
@@ -290,24 +290,31 @@ def _record(model, blocks, ids, precision, last=None) -> _Recorder:
     return recorder
 
 # %% ../../nbs/22_calibration.ipynb #b2700043
-def _same(a, b) -> bool:
+def _same(a, b, equal=torch.equal) -> bool:
     "Compare arguments of calls: tensors, numbers, and containers of these"
     if a is b:
         return True
     if torch.is_tensor(a) and torch.is_tensor(b):
-        return a.shape == b.shape and torch.equal(a, b)
+        return a.shape == b.shape and equal(a, b)
     if torch.is_tensor(a) or torch.is_tensor(b):
         return False
+    same = partial(_same, equal=equal)
     if isinstance(a, (tuple, list)) and type(a) is type(b):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     return type(a) is type(b) and a == b
 
 # %% ../../nbs/22_calibration.ipynb #74535700
-def _same_others(a: _Given, b: _Given) -> bool:
-    "Are two blocks given the same beside their hidden states?"
-    return _same((a.positional, a.named), (b.positional, b.named))
+def _alike(recorder, equal=torch.equal) -> bool:
+    "Are all blocks given the same beside their hidden states?"
+    others = [(given.positional, given.named) for _, given in recorder.calls]
+    return all(_same(o, others[0], equal) for o in others)
+
+
+def _shared(recorder) -> bool:
+    "Are all blocks given the same objects beside their hidden states?"
+    return _alike(recorder, lambda a, b: False)
 
 # %% ../../nbs/22_calibration.ipynb #e4a98e83
 def _is_chain(recorder: _Recorder, blocks) -> bool:
@@ -334,14 +341,16 @@ class _Stream:
         return _call(self.blocks[i], replace(given, hidden=self.hidden[batch]))
 
 # %% ../../nbs/22_calibration.ipynb #0785e519
+_FEW = 8  # tokens that show whether a model is a chain
+
+
 def _open_stream(model, blocks, batches, precision):
     "Catch what the first block receives of each batch; None if the model is no chain"
-    whole = _record(model, blocks, batches[0][:1], precision)
-    if not _is_chain(whole, blocks):
+    seen = _record(model, blocks, batches[0][:1, :_FEW], precision)
+    if not _is_chain(seen, blocks):
         return None
-    given = [g for _, g in whole.calls]
-    alike = all(_same_others(g, given[0]) for g in given)
-    del whole, given
+    alike = _shared(seen) or _alike(_record(model, blocks, batches[0][:1], precision))
+    del seen
     wanted, hidden, others = blocks[:1] if alike else blocks, [], []
     for ids in batches:
         calls = _record(model, wanted, ids, precision, last=wanted[-1]).calls
@@ -377,12 +386,13 @@ def measure(self: _Reader, modules, run, kind=None) -> list:  # of (weights, sta
     "Add up the inputs of modules over all batches, which `run` puts through by number"
     watch = _Watch(modules, self.statistic)
     try:
-        for batch in range(len(self.batches)):
-            watch.begin(stop=kind in self.regular)
-            with _forward(self.model, self.precision), contextlib.suppress(_Stop):
-                run(batch)
-            if kind and not watch.stop and watch.called_once:
-                self.regular.add(kind)
+        with _forward(self.model, self.precision, keep=kind is not None):
+            for batch in range(len(self.batches)):
+                watch.begin(stop=kind in self.regular)
+                with contextlib.suppress(_Stop):
+                    run(batch)
+                if kind and not watch.stop and watch.called_once:
+                    self.regular.add(kind)
         groups = watch.groups()
     finally:
         watch.close()
@@ -399,8 +409,8 @@ def measure_block(self: _Reader, stream, i, name, modules) -> list:  # of (weigh
 @patch
 def advance(self: _Reader, stream, i):
     "Replace the hidden states by the output of block i, batch by batch"
-    for batch in range(len(self.batches)):
-        with _forward(self.model, self.precision):
+    with _forward(self.model, self.precision, keep=True):
+        for batch in range(len(self.batches)):
             stream.hidden[batch] = stream.run(i, batch)
 
 

@@ -336,13 +336,13 @@ def make_masks(
     else:
         reading = dict(calibration=calibration, precision=precision, progress=progress)
         pruned = _calibrated(model, weights, chosen, target, reading, apply)
-    # Provenance: ties, and for calibrated methods the text and notes by layer.
-    how["ties_at_threshold"] = pruned.ties
+    how["ties_at_threshold"] = pruned.ties  # provenance; of calibrated methods text and notes too
     if chosen.statistic:
         how["calibration"] = dict(calibration.provenance, precision=precision)
         how["layers"] = pruned.notes
     masks = Masks({w.name: pruned.kept[w.name] for w in weights}, how)
     if apply:
-        masks.apply_(model)
+        if chosen.statistic is None:  # a calibrated method has pruned on its way
+            masks.apply_(model)
         masks.provenance["applied_sha256"] = hash_weights(weights)
     return masks

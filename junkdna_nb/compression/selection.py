@@ -470,10 +470,15 @@ def _size(scores):
     return sum(x.numel() for x in scores)
 
 # %% ../../nbs/21_selection.ipynb #add6bb6e
+def _strict_count(n, sparsity):
+    "Count what lies below the authors' threshold, one of int(n (1 - s)) scores in floating point"
+    return n - int(n * (1 - sparsity))
+
+
 def _select_group(scores, k, rule, absolute):
     "Prune k scores of a group: (bool tensors, True = kept; tied scores of which some were pruned)"
     n = _size(scores)
-    strict = rule == "strict" and 0 < k < n
+    strict = rule == "strict" and k < n
     nested = nested_smallest(scores, [k + 1 if strict else k], absolute)
     if not strict:
         masks = [m.view(torch.bool).to(x.device) for m, x in zip(nested.kept, scores, strict=True)]
@@ -531,7 +536,8 @@ def smallest(
     if granularity == "erk":
         counts = erk_counts([x.shape for x in scores], prune_count(_size(scores), sparsity))
     else:
-        counts = [prune_count(_size(group), sparsity) for group in groups]
+        count = _strict_count if rule == "strict" else prune_count
+        counts = [count(_size(group), sparsity) for group in groups]
     masks, ties = [], 0
     for group, k in zip(groups, counts, strict=True):
         kept, tied = _select_group(group, k, rule, absolute)

@@ -99,9 +99,9 @@ def changed(root=None) -> list:
 
 
 def undeclared(root=None) -> list:
-    "List changed parts that no entry under Deviations names"
-    diary = protocol_text(Path(root or project_root()), after=True)
+    "List changed parts that no entry under Deviations names with the hash they have now"
+    diary, now = protocol_text(Path(root or project_root()), after=True), frozen_parts(root)
     named = set()
     for entry in re.findall(r"^- \d{4}-\d\d-\d\d ([\w, ]+):", diary, re.M):
-        named |= {name.strip() for name in entry.split(",")}
-    return [name for name in changed(root) if name not in named]
+        named |= {part.strip() for part in entry.split(",")}
+    return [name for name in changed(root) if f"{name} {now.get(name, '')[:8]}" not in named]

@@ -37,7 +37,7 @@ def style():
     import seaborn as sns
 
     sns.set_theme(style="ticks", context="paper", palette="colorblind")
-    look = {"svg.hashsalt": "junkdna", "svg.fonttype": "none", "figure.dpi": 72}
+    look = {"svg.hashsalt": "junkdna", "svg.fonttype": "none", "figure.dpi": 100}
     look |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     matplotlib.rcParams.update(look)
 
@@ -413,22 +413,29 @@ class _Box:
         beside = self.right < other.left or other.right < self.left
         return not (beside or self.high < other.low or other.high < self.low)
 
-    def cost(self, points: np.ndarray, placed: list) -> float:
-        "Points (K, 2) and names that it covers, and whether it leaves the axes"
-        columns, rows = points.T
-        inside = (columns > self.left) & (columns < self.right)
-        inside &= (rows > self.low) & (rows < self.high)
+    def distances(self, points: np.ndarray) -> np.ndarray:
+        "How far K points (K, 2) are from the box (K,); 0 inside"
+        low, high = (self.left, self.low), (self.right, self.high)
+        return np.linalg.norm(points - np.clip(points, low, high), axis=1)
+
+    def cost(self, points: np.ndarray, own: int, placed: list) -> float:
+        "Count what it covers, points (K, 2) that are nearer than its own, and leaving the axes"
+        away = self.distances(points)
+        nearer = (away < away[own]).sum()
         outside = self.left < 0 or self.right > 1.02 or self.low < 0 or self.high > 1
-        return inside.sum() + 5 * sum(self.covers(b) for b in placed) + 9 * outside
+        covered = (away == 0).sum() + 5 * sum(self.covers(b) for b in placed)
+        return covered + 2 * nearer + 9 * outside
 
 # %% ../../nbs/46_plots.ipynb #53218c42
 def _boxes(point, width: float, height: float) -> list:
-    "Boxes of a name at the right and left of its point (2,), at its height, above and below it"
+    "Boxes of a name beside its point (2,), at its height, above and below it"
     found, (across, up) = [], point
     for shift in (0, 1, -1, 2, -2):
         low = up + (shift - 0.5) * height
-        for left in (across + 0.02, across - 0.02 - width):
-            found.append(_Box(left, left + width, low, low + height))
+        lefts = [across + 0.02, across - 0.02 - width]
+        if shift:
+            lefts.append(across - width / 2)
+        found += [_Box(left, left + width, low, low + height) for left in lefts]
     return found
 
 # %% ../../nbs/46_plots.ipynb #424b2c7b
@@ -443,7 +450,7 @@ def name_points(ax, x, y, names: list, which: list, size: float = 7.5):
     for i in sorted(which, key=lambda i: y[i]):
         name = textwrap.shorten(names[i].replace("_", " "), 18, placeholder="…")
         width = 0.58 * size / 72 * len(name) / inches[0]
-        box = min(_boxes(points[i], width, height), key=lambda b: b.cost(points, placed))
+        box = min(_boxes(points[i], width, height), key=lambda b: b.cost(points, i, placed))
         placed.append(box)
         look = dict(va="center", fontsize=size, color="0.25", textcoords="axes fraction")
         ax.annotate(name, (x[i], y[i]), xytext=(box.left, (box.low + box.high) / 2), **look)
@@ -611,6 +618,17 @@ def _limit_panel(ax, kept: list, what: str, xlabel: str):
     ax.set(xlabel=xlabel, ylim=(-0.7, len(kept) - 0.3))
 
 # %% ../../nbs/46_plots.ipynb #66d4f570
+def _missing(kept: list) -> str:
+    "Explain arrows and empty rows, where there are any"
+    notes = ""
+    limits = [*(row.sparsity for row in kept), *(row.bits for row in kept if row.bits)]
+    if not all(np.isfinite(limit.value) for limit in limits):
+        notes += "; arrows: beyond what was run"
+    if not all(row.bits for row in kept):
+        notes += "; no mark: not run with fewer bits"
+    return notes
+
+
 def keep_figure(kept: list, title: str = ""):
     "Draw for every task the largest sparsity and the fewest bits that keep 95 % of the dense score"
     import matplotlib.pyplot as plt
@@ -631,11 +649,10 @@ def keep_figure(kept: list, title: str = ""):
     right.set_xlim(1.5, 8.6)
     right.tick_params(axis="y", length=0)
     legend_above(fig, (left, right))
-    note = "; no task has been run with fewer bits" if not any(row.bits for row in kept) else ""
     caption(
         fig,
-        f"{len(kept)} tasks; at least 95 % of the dense score; bars: 95 % intervals over items; "
-        f"arrows: beyond what was run{note}",
+        f"{len(kept)} tasks; at least 95 % of the dense score; bars: 95 % intervals over items"
+        f"{_missing(kept)}",
     )
     return fig
 

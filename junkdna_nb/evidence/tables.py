@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NEW', 'OLD', 'PUBLISHED', 'number', 'p_text', 'estimate_text', 'span', 'power_text', 'verdict_table', 'in_columns',
            'claim_report', 'verdict_text', 'usable_table', 'markdown', 'Population', 'populations', 'would_change',
-           'sentence', 'sentences', 'paper_points', 'paper_says', 'verdict_below', 'claims_table', 'readme_table']
+           'sentence', 'sentences', 'paper_points', 'paper_says', 'verdict_below', 'claims_table', 'shown_first',
+           'readme_table', 'found_in_short']
 
 # %% ../../nbs/45_tables.ipynb #6441c96a
 import textwrap
@@ -48,7 +49,7 @@ def _detectable(r: Row) -> str:
     "Say which effect a row would have shown with a power of 80 %"
     if r.claim.kind == "order" and r.detectable >= 1:
         return "too few sources to show any tau"
-    return f"would have shown {r.detectable:.2f}"
+    return f"detectable with 80 % power: {r.detectable:.2f}"
 
 
 def _planned(r: Row) -> float | None:
@@ -144,7 +145,7 @@ def _basis_lines(row: Row) -> list:
     if row.detectable is not None:
         has_power = row.power is not None and planned is not None
         power = f"{row.power:.0%} for {planned:.2f}; " if has_power else ""
-        lines.append(f"power      {power}80 %: {_detectable(row)}")
+        lines.append(f"power      {power}{_detectable(row)}")
     if e.records:
         more = " ..." if len(e.records) > 6 else ""
         lines.append(f"records    {len(e.records)}: {' '.join(e.records[:6])}{more}")
@@ -372,7 +373,7 @@ def paper_says(claim: str) -> str:
         for name in series:
             x, y = paper_points(figure, panel, name)
             kept.append(f"{name.replace('_', ' ')} {y[np.isclose(x, sparsity)][0]:.0f} %")
-        said.append(f"{panel}: {', '.join(kept)}")
+        said.append(f"{panel.replace(' 100%', ' (all data)')}: {', '.join(kept)}")
     return (
         f"- the paper (roberta-large, without intervals) keeps of the dense score at {sparsity:g}: "
         f"{'; '.join(said)}."
@@ -385,6 +386,12 @@ def verdict_below(both: list, claim: str) -> str:
     return f"**{question}**\n\n{sentences(both, claim)}\n{paper_says(claim)}"
 
 # %% ../../nbs/45_tables.ipynb #1e77abb3
+def _why(r: Row) -> str:
+    "Why a row is inconclusive: it was not tested, or its power"
+    closed = "gate" in (r.reason or "")
+    return "not tested: its primary claim is not supported" if closed else power_text(r)
+
+
 def _brief(r: Row, tasks: str) -> dict:
     "The cells of a row that names its tasks"
     x = r.evidence.main
@@ -394,7 +401,7 @@ def _brief(r: Row, tasks: str) -> dict:
         "estimate [95 %]": f"{_unit(r)} {estimate_text(x)}" if x else "-",
         "p": p_text(r.p),
         "verdict": f"*{r.verdict}*" if r.population == OLD else r.verdict,
-        "power": power_text(r) if r.verdict == "inconclusive" else "-",
+        "note": _why(r) if r.verdict == "inconclusive" else "-",
     }
 
 
@@ -409,13 +416,59 @@ def claims_table(both: list, *claims) -> str:
     return markdown(pd.DataFrame(rows))
 
 # %% ../../nbs/45_tables.ipynb #64cdcc8d
+def shown_first(both: list) -> Population:
+    "Choose what a short text shows: new tasks if a primary claim of them could be judged"
+    for population in both:
+        if any(r.evidence.main for r in population.rows if r.claim.role == "primary"):
+            return population
+    return both[-1]
+
+# %% ../../nbs/45_tables.ipynb #5a1e0005
 def readme_table(rows: list) -> str:
-    "Tabulate the primary claims for the README as Markdown: six narrow columns"
-    primary = [r for r in rows if r.claim.role == "primary"]
+    "Tabulate the primary claims for the README as Markdown: five narrow columns"
     table = []
-    for r in primary:
+    for r in (r for r in rows if r.claim.role == "primary"):
         cells = _brief(r, "")
-        del cells["tasks"]
+        asked = dict(claim=f"**{r.claim.name}** {r.claim.question}")
         k = r.evidence.main.k if r.evidence.main else 0
-        table.append({"claim": cells.pop("claim"), "k": k, **cells})
+        shown = {name: cells[name] for name in ("estimate [95 %]", "p", "verdict")}
+        table.append(asked | dict(k=k) | shown)
     return markdown(pd.DataFrame(table))
+
+# %% ../../nbs/45_tables.ipynb #5a1e0006
+def _by_verdict(rows: list) -> str:
+    "Name claims by verdict, such as 'supported: C2 irreversible; not run: C4 data'"
+    found = {}
+    for row in rows:
+        found.setdefault(row.verdict, []).append(row.claim.name)
+    return "; ".join(f"*{verdict}*: {', '.join(names)}" for verdict, names in found.items())
+
+# %% ../../nbs/45_tables.ipynb #5a1e0002
+def _harder_by_scale(row: Row) -> str:
+    "Say how tau of difficulty and drop moves with the scale of the drop"
+    x, on = row.evidence.main, row.evidence.on
+    far = max(on, key=lambda scale: abs(on[scale].estimate - x.estimate))
+    other = f"{estimate_text(on[far])} on the scale *{far}*"
+    return f"Kendall's tau {estimate_text(x)} on the signal scale, which decides, {other}"
+
+# %% ../../nbs/45_tables.ipynb #5a1e0007
+def _decided(population: Population) -> str:
+    "Say what became of the primary claims of one population"
+    rows = [r for r in population.rows if r.claim.role == "primary"]
+    head = f"- **{population.name.capitalize()}**, which alone decide"
+    if population.old:
+        head = f"- **{population.name.capitalize()}** the rules were written (exploratory)"
+    if not any(r.evidence.main for r in rows):
+        return f"{head}, have not been run yet."
+    return f"{head}: {_by_verdict(rows)}."
+
+# %% ../../nbs/45_tables.ipynb #5a1e0003
+def found_in_short(both: list) -> str:
+    "Say in three sentences what the primary claims came to, as Markdown"
+    lines = [_decided(population) for population in both]
+    shown = shown_first(both)
+    row = shown.row("C1 steeper")
+    if row.evidence.main:
+        depends = f"**Whether harder tasks lose more** depends on the scale ({shown.name})"
+        lines.append(f"- {depends}: {_harder_by_scale(row)}.")
+    return "\n".join(lines)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Failed', 'parse_params', 'run', 'only_usable', 'sweep', 'find_runs', 'runs', 'find_digest', 'show',
-           'clean', 'paired_difference', 'compare', 'rerun', 'tasks', 'usable', 'freeze', 'verdict', 'show_claim',
-           'appendix', 'main']
+           'clean', 'paired_difference', 'compare', 'rerun', 'audit', 'tasks', 'usable', 'freeze', 'verdict',
+           'show_claim', 'appendix', 'main']
 
 # %% ../../nbs/59_cli.ipynb #68a4d0c0
 import contextlib
@@ -25,7 +25,13 @@ from tabulate import tabulate
 
 from ..base.config import StudyError, machine_precision, unknown
 from ..base.experiments import EXPERIMENTS, closing_lines, get_experiment
-from ..base.records import arithmetic_of, load_items, load_record, load_runs
+from junkdna_nb.base.records import (
+    arithmetic_of,
+    load_items,
+    load_record,
+    load_runs,
+    valid_record,
+)
 from junkdna_nb.base.storage import (
     cache_dir,
     check_writable,
@@ -36,7 +42,7 @@ from junkdna_nb.base.storage import (
     study_dir,
     unheld,
 )
-from .grid import estimate, make_plan, read_grid
+from .grid import _is_stale, estimate, make_plan, read_grid
 from .runner import relative
 from .sweep import _environment, cluster_precision, machine, run_tasks
 from .warm import THREADS, run_shown
@@ -63,27 +69,69 @@ def parse_params(
     return config, {name: getattr(config, name) for name in given}
 
 # %% ../../nbs/59_cli.ipynb #dd2f4092
+_KINDS = dict(ipynb="notebook", json="record", parquet="items", png="figure")
+
+
+def _files(record):
+    "Name the files that stand beside a record"
+    path = Path(record["path"])
+    there = [
+        (kind, what) for kind, what in _KINDS.items() if path.with_suffix(f".{kind}").is_file()
+    ]
+    first, *others = [f".{kind} ({what})" for kind, what in there]
+    return ", ".join([f"{relative(path.with_suffix(''))}{first}", *others])
+
+
+def _close(record):
+    "Print the closing lines of a run and its files"
+    print("", *closing_lines(record), f"files:  {_files(record)}", sep="\n")
+
+# %% ../../nbs/59_cli.ipynb #88ed02ca
+def _age(created):
+    "How long ago, in the unit that suits it"
+    seconds = time.time() - datetime.fromisoformat(created).timestamp()
+    units = ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 48 * 3600)
+    for unit, size, below in units:
+        if seconds < below:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+# %% ../../nbs/59_cli.ipynb #3d0c5b02
+def _found(config, own):
+    "Say that a record of a configuration is there and close with it; False if there is none"
+    record = valid_record(config, where="mine" if own else "all")
+    if record is None:
+        return False
+    made = f"made {_age(record['created'])} ago" + (" by earlier code" if _is_stale(record) else "")
+    print(f"found: {record['name']}, {made}; nothing is run (--force runs it again)")
+    _close(record)
+    return True
+
+# %% ../../nbs/59_cli.ipynb #3d0c5b03
 def run(
     experiment: str,  # name of the notebook, e.g. 02_glue
     params: Param(
         "its parameters as name=value, e.g. sparsity=0.5 task=sarcasm", opt=False, nargs="*"
     ) = (),
+    force: bool = False,  # run it although its record is there
+    own: bool = False,  # only a record of one's own counts as there, none of the study's
 ):
-    "Run one experiment notebook through papermill."
+    "Run one experiment notebook through papermill, unless its record is there."
     config, params = parse_params(get_experiment(experiment), params)
     project_root()
+    if not force and _found(config, own):
+        return
     for folder in (runs_dir(config.experiment), cache_dir()):
         check_writable(folder)
     told = " ".join(f"-p {k} {v}" for k, v in params.items())
     target = relative(runs_dir(config.experiment) / config.name)
+    print(config.cost)
     print(f"papermill nbs/{config.experiment}.ipynb {target}.ipynb {told}", flush=True)
     try:
         record = run_shown(config, params)
     except StudyError as e:
         raise Failed(str(e)) from None
-    stem = relative(Path(record["path"]).with_suffix(""))
-    files = f"{stem}.ipynb (notebook), .json (record), .parquet (items), .png (figure)"
-    print("", *closing_lines(record), f"files:  {files}", sep="\n")
+    _close(record)
 
 # %% ../../nbs/59_cli.ipynb #763c35db
 def only_usable(
@@ -296,16 +344,6 @@ def find_runs(
         same = found[name].astype(str).str.lower() == value.lower()
         found = found[same | (pd.to_numeric(found[name], errors="coerce") == number)]
     return found
-
-# %% ../../nbs/59_cli.ipynb #88ed02ca
-def _age(created):
-    "How long ago, in the unit that suits it"
-    seconds = time.time() - datetime.fromisoformat(created).timestamp()
-    units = ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 48 * 3600)
-    for unit, size, below in units:
-        if seconds < below:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
 
 # %% ../../nbs/59_cli.ipynb #c2f2b8f8
 def _how(r) -> dict:
@@ -621,6 +659,46 @@ def rerun(
     if not agrees:
         raise Failed("the record is not reproduced")
 
+# %% ../../nbs/59_cli.ipynb #cli00a02
+def audit(
+    model: str,  # alias, mirrored model or hub id
+    task: str,  # a task's name, or a file of your own: .csv, .jsonl, .parquet
+    methods: str = "",  # separated by commas; those that fit and need no text if not given
+    modes: str = "sparse",  # transfer modes of a model that is trained
+    keep: float = 0.95,  # share of the dense score that is to be kept
+    hours: float = float("inf"),  # budget of time; ends with what is known by then
+    seeds: int = 2,  # fresh seeds of each setting that is confirmed
+    text: str = "text",  # column of a file of your own
+    text2: str = "",  # second text of a pair
+    label: str = "label",  # column of classes or scores
+    tasks: str = "",  # your own table of tasks (JUNKDNA_TASKS)
+    max_train: int = 800,  # cap on training examples; 0: all
+    max_eval: int = 1000,  # cap on evaluated examples or questions; 0: all
+    epochs: int = 2,  # passes over the training examples
+    max_length: int = 64,  # tokens; longer texts are cut
+    jobs: int = 0,  # runs at a time (0: what fits this machine)
+    scheduler: str = "",  # address of a running Dask scheduler
+):
+    "How far a model can be compressed for a task: search, report, and the compressed model."
+    from junkdna_nb.machinery.audit import carry_out, make_audit
+
+    if tasks:
+        os.environ["JUNKDNA_TASKS"] = tasks
+    sizes = dict(max_train=max_train, max_eval=max_eval, epochs=epochs, max_length=max_length)
+    columns = dict(text=text, text2=text2, label=label)
+    asked = make_audit(model, task, methods, modes, keep, hours, seeds, **columns, **sizes)
+    for folder in (runs_dir("audit"), cache_dir()):
+        check_writable(folder)
+    from junkdna_nb.machinery.handover import closing, hand_over, read_result
+
+    result = read_result(asked.folder)
+    if not (result and result["done"]):
+        try:
+            result = hand_over(carry_out(asked, hours, jobs, scheduler))
+        except StudyError as e:
+            raise Failed(str(e)) from None
+    print(*closing(result, asked.folder), sep="\n")
+
 # %% ../../nbs/59_cli.ipynb #b43ae99a
 def _decimals(x):
     return "-" if x is None or x != x else f"{x:.2f}"
@@ -730,7 +808,8 @@ def appendix(
 
 # %% ../../nbs/59_cli.ipynb #1b6a357c
 COMMANDS = dict(run=run, sweep=sweep, runs=runs, show=show, rerun=rerun, clean=clean, tasks=tasks)
-COMMANDS |= dict(usable=usable, claim=show_claim, verdict=verdict, freeze=freeze, appendix=appendix)
+COMMANDS |= dict(audit=audit, usable=usable, claim=show_claim, verdict=verdict, freeze=freeze)
+COMMANDS |= dict(appendix=appendix)
 _PLACES = [f"JUNKDNA_{name}" for name in ("ROOT", "RUNS", "STUDY", "CACHE", "MIRROR")]
 
 

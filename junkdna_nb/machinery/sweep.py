@@ -496,7 +496,7 @@ def _choose_workers(client, scheduler, resources, token):
 # %% ../../nbs/53_sweep.ipynb #f6967481
 def _places():
     "Variables that name the places of this machine"
-    named = ("JUNKDNA_CACHE", "JUNKDNA_MIRROR")
+    named = ("JUNKDNA_CACHE", "JUNKDNA_MIRROR", "JUNKDNA_TASKS")
     given = {k: os.environ[k] for k in named if os.environ.get(k)}
     places = {k: str(Path(v).expanduser().resolve()) for k, v in given.items()}
     places["JUNKDNA_ROOT"] = str(project_root())
