@@ -172,5 +172,5 @@ def test_measure_finds_faults_of_the_whole(tmp_path):
     assert "neither picture nor table" in faults(outputs=())
     failed = {"output_type": "error", "ename": "KeyError", "evalue": "", "traceback": []}
     assert "KeyError in a stored output" in faults(outputs=(TABLE, failed))
-    large = {"output_type": "display_data", "data": {"image/png": "A" * 90_000}, "metadata": {}}
-    assert "a figure of 67,500 bytes" in faults(outputs=(large,))
+    large = {"output_type": "display_data", "data": {"image/png": "A" * 120_000}, "metadata": {}}
+    assert "a figure of 90,000 bytes" in faults(outputs=(large,))
