@@ -5,7 +5,7 @@ import operator
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.api import OLS
 from statsmodels.stats.meta_analysis import combine_effects
 from statsmodels.stats.multitest import multipletests
@@ -78,8 +78,20 @@ def test_random_effects_are_those_of_statsmodels(seed):
     variances = rng.uniform(0.001, 0.2, k)
     values = rng.normal(0.1, np.sqrt(variances + (seed % 3) * 0.1))
     ours = random_effects(values, variances, level=0.9)
-    # A tolerance near rounding makes statsmodels step over the root and return 0.
+
+    def excess(tau2):
+        "Q(tau2) minus its expectation"
+        w = 1 / (variances + tau2)
+        return w @ (values - np.average(values, weights=w)) ** 2 - (k - 1)
+
+    root = optimize.brentq(excess, 0, 10, xtol=1e-12) if excess(0) > 0 else 0
+    assert ours.tau2 == pytest.approx(root, abs=1e-9)
     theirs = combine_effects(values, variances, method_re="iterated", use_t=True, atol=1e-7)
+    if root and not theirs.tau2:
+        # with rounding of this processor statsmodels steps over the root and returns 0
+        weights = 1 / (variances + root)
+        assert ours.weights == pytest.approx(weights / weights.sum(), abs=1e-9)
+        return
     assert ours.tau2 == pytest.approx(theirs.tau2, abs=1e-7)
     assert ours.mean == pytest.approx(theirs.mean_effect_re, abs=1e-7)
     assert ours.se == pytest.approx(theirs.sd_eff_w_re_hksj, abs=1e-7)
