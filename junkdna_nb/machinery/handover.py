@@ -129,7 +129,7 @@ def timed(
     for job in jobs.values():
         job()  # warm
     until = time.perf_counter() + seconds * len(jobs)
-    while time.perf_counter() < until or len(spent[name]) < 3:
+    while time.perf_counter() < until or min(map(len, spent.values())) < 3:
         for name, job in jobs.items():
             start = time.perf_counter()
             job()
