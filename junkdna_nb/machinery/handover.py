@@ -129,7 +129,7 @@ def timed(
     for job in jobs.values():
         job()  # warm
     until = time.perf_counter() + seconds * len(jobs)
-    while time.perf_counter() < until or len(spent[name]) < 3:
+    while time.perf_counter() < until or min(map(len, spent.values())) < 3:
         for name, job in jobs.items():
             start = time.perf_counter()
             job()
@@ -382,7 +382,7 @@ def _card(progress, outcome, saved, sentence) -> str:
         base=base,
         licence=_licence(audit.model),
         kind="text-generation" if audit.asks else "text-classification",
-        metric=record["metric"],
+        metric=record["metric"].removesuffix("_0"),
         tags="quantization" if route.pattern == "bits" else "pruning",
         title=f"{audit.model} for {audit.task}, {route.name(found.low)}",
         advice=sentence,
@@ -396,7 +396,7 @@ def _card(progress, outcome, saved, sentence) -> str:
         setting=route.name(found.low),
         bits=outcome.bits,
         form=record["effective_bits"]["format"],
-        certificate=closing_lines(record)[-1],
+        certificate=closing_lines(record)[-2 if audit.asks else -1],
         keep=audit.keep,
         low=route.name(found.low),
         high=route.name(found.high),
