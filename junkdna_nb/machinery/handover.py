@@ -36,7 +36,7 @@ from ..base.tasks import get_task, load_task
 from .audit import Audit, Outcome, Progress, advice, best_of, outcome_of
 from .runner import register_engine, relative
 
-# %% ../../nbs/57_handover.ipynb #57100005
+# %% ../../nbs/57_handover.ipynb #57100006
 def _answered(record, tolerance=None):
     "Series over items of a record: is each answered rightly?"
     items = load_items(record)
@@ -51,13 +51,13 @@ def _right(records, tolerance=None):
 
     return pd.DataFrame({i: _answered(r, tolerance) for i, r in enumerate(records)})
 
-# %% ../../nbs/57_handover.ipynb #57100009
+# %% ../../nbs/57_handover.ipynb #57100010
 def _tolerance(record):
     "Median error of the dense model; None for classes"
     items = load_items(record)
     return float(items["error"].median()) if "error" in items else None
 
-# %% ../../nbs/57_handover.ipynb #57100013
+# %% ../../nbs/57_handover.ipynb #57100014
 def _flipped(dense, right) -> dict:
     "lost, gained: ids of the items that all runs of one side answer and none of the other"
     right = right.reindex(dense.index)
@@ -65,7 +65,7 @@ def _flipped(dense, right) -> dict:
     gained = ~dense.any(axis=1) & right.all(axis=1)
     return dict(lost=list(dense.index[lost]), gained=list(dense.index[gained]))
 
-# %% ../../nbs/57_handover.ipynb #57100015
+# %% ../../nbs/57_handover.ipynb #57100016
 def first_flips(
     dense,  # DataFrame (items, runs) of bool, indexed by id
     settings: list,  # of (name, such a DataFrame), the mildest first
@@ -79,7 +79,7 @@ def first_flips(
             seen.update(new)
     return found
 
-# %% ../../nbs/57_handover.ipynb #57100017
+# %% ../../nbs/57_handover.ipynb #57100018
 def _answer(question) -> str:
     "Right answer of a question, in words"
     return question.options[question.gold] if question.options else question.answers[0]
@@ -90,7 +90,7 @@ def _question_texts(audit) -> dict:
     asked = load_questions(audit.task, audit.sizes.get("max_eval", 0)).asked
     return {q.id: (q.question, _answer(q)) for q in asked}
 
-# %% ../../nbs/57_handover.ipynb #57100021
+# %% ../../nbs/57_handover.ipynb #57100022
 def _row_texts(audit) -> dict:
     "id of a row -> (its texts, its label)"
     task, found = get_task(audit.task), {}
@@ -104,7 +104,7 @@ def _texts_of(audit: Audit) -> dict:
     "id of an item -> (its text, its right answer in words)"
     return _question_texts(audit) if audit.asks else _row_texts(audit)
 
-# %% ../../nbs/57_handover.ipynb #57100025
+# %% ../../nbs/57_handover.ipynb #57100026
 def _answers(progress, route, level, tolerance):
     "What the runs of a setting answer rightly, as `_right`"
     known = progress.search(route).known
@@ -119,7 +119,7 @@ def _all_flips(progress, route) -> list:
     every = [(route.name(at), _answers(progress, route, at, tolerance)) for at in levels]
     return first_flips(_answers(progress, route, -1, tolerance), every)
 
-# %% ../../nbs/57_handover.ipynb #57100027
+# %% ../../nbs/57_handover.ipynb #57100028
 _SHOWN = 20  # items
 
 
@@ -134,7 +134,7 @@ def _flips_of(progress: Progress, outcome: Outcome) -> dict:
     counts = dict(lost=kinds.count("lost"), gained=kinds.count("gained"))
     return dict(route=outcome.route.label, **counts, first=first)
 
-# %% ../../nbs/57_handover.ipynb #57100030
+# %% ../../nbs/57_handover.ipynb #57100031
 def _seconds(job) -> float:
     "Seconds that one call takes"
     start = time.perf_counter()
@@ -157,7 +157,7 @@ def timed(
             spent[name].append(_seconds(job))
     return {name: amount / statistics.median(each) for name, each in spent.items()}
 
-# %% ../../nbs/57_handover.ipynb #57100032
+# %% ../../nbs/57_handover.ipynb #57100033
 def _sparse_rows(linear):
     "The same linear layer in CSR format"
     import warnings
@@ -178,7 +178,7 @@ def _sparse_rows(linear):
 
     return SparseRows(linear)
 
-# %% ../../nbs/57_handover.ipynb #57100034
+# %% ../../nbs/57_handover.ipynb #57100035
 def as_sparse_rows_(model):
     "Replace the linear layers that have zeros by ones that keep the other weights only"
     import torch
@@ -190,7 +190,7 @@ def as_sparse_rows_(model):
                 setattr(parent, name, _sparse_rows(child))
     return model
 
-# %% ../../nbs/57_handover.ipynb #57100036
+# %% ../../nbs/57_handover.ipynb #57100037
 @dataclass(frozen=True)
 class _Batch:
     "What a model is timed with"
@@ -209,7 +209,7 @@ def _token_batch(source) -> _Batch:
     ids = torch.randint(0, load_tokenizer(source).vocab_size, (2, 64))
     return _Batch(lambda: load_decoder(source), dict(input_ids=ids), ids.numel(), "tokens")
 
-# %% ../../nbs/57_handover.ipynb #57100038
+# %% ../../nbs/57_handover.ipynb #57100039
 def _text_batch(audit, source) -> _Batch:
     "A batch for a classifier: 32 examples of its task"
     tokenizer, task = load_tokenizer(source), get_task(audit.task)
@@ -225,7 +225,7 @@ def _text_batch(audit, source) -> _Batch:
 
     return _Batch(load, tokenizer(*texts, **how), len(rows), "examples")
 
-# %% ../../nbs/57_handover.ipynb #57100042
+# %% ../../nbs/57_handover.ipynb #57100043
 _EXPANDED = "codes are expanded"
 
 
@@ -240,7 +240,7 @@ def _compressed_(model, route, level) -> str:
     as_sparse_rows_(model)
     return "zeros left out"
 
-# %% ../../nbs/57_handover.ipynb #57100044
+# %% ../../nbs/57_handover.ipynb #57100045
 def _told(rates, what, form):
     "The gain in words"
     gain = rates["compressed"] / rates["dense"]
@@ -248,7 +248,7 @@ def _told(rates, what, form):
     faster = gain > 1.05 and form != _EXPANDED
     return f"{gain:.1f} times as fast ({how})" if faster else f"no faster ({how})"
 
-# %% ../../nbs/57_handover.ipynb #57100048
+# %% ../../nbs/57_handover.ipynb #57100049
 def _speed(outcome, batch: _Batch, seconds) -> str:
     "Speed of a route at the advised setting, in words"
     import torch
@@ -275,7 +275,7 @@ def stored_bytes(record: dict, parameters: int) -> int:
     bits = record.get("effective_bits", {}).get("stored", 16.0)
     return round((prunable * bits + (parameters - prunable) * 16) / 8)
 
-# %% ../../nbs/57_handover.ipynb #57100053
+# %% ../../nbs/57_handover.ipynb #57100054
 @dataclass(frozen=True)
 class _Saved:
     "A model on the disk, judged from there"
@@ -284,7 +284,7 @@ class _Saved:
     same: int  # answers as in the record
     n: int
 
-# %% ../../nbs/57_handover.ipynb #57100057
+# %% ../../nbs/57_handover.ipynb #57100058
 def _again(config, record):
     "Train the run of a record once more: (trainer, callback, bench)"
     import torch
@@ -298,7 +298,7 @@ def _again(config, record):
     callback = _mode_callback(config, model, new, bench)
     return _train(config, model, bench, callback, None), callback, bench
 
-# %% ../../nbs/57_handover.ipynb #57100059
+# %% ../../nbs/57_handover.ipynb #57100060
 def _judged(folder, config, bench, record) -> _Saved:
     "Evaluate the files of a classifier"
     from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer
@@ -314,7 +314,7 @@ def _judged(folder, config, bench, record) -> _Saved:
     score = _scores(config, bench.data, logits)[record["metric"]]["value"]
     return _Saved(score, int((now["prediction"] == then["prediction"]).sum()), len(now))
 
-# %% ../../nbs/57_handover.ipynb #57100061
+# %% ../../nbs/57_handover.ipynb #57100062
 def _name_classes(model, names):
     "Write the names of the classes into a model's configuration"
     if names:
@@ -333,7 +333,7 @@ def _save_classifier(folder, config, record) -> _Saved:
         callback.masks.save(folder / "masks.safetensors")
     return _judged(folder, config, bench, record)
 
-# %% ../../nbs/57_handover.ipynb #57100065
+# %% ../../nbs/57_handover.ipynb #57100066
 def _write_decoder(folder, config, bench):
     "Compress a decoder and save it with its masks; the model that the files hold"
     import torch
@@ -352,7 +352,7 @@ def _write_decoder(folder, config, bench):
         report.masks.save(folder / "masks.safetensors")
     return again
 
-# %% ../../nbs/57_handover.ipynb #57100067
+# %% ../../nbs/57_handover.ipynb #57100068
 def _save_decoder(folder, config, record) -> _Saved:
     "Compress, save and judge a decoder"
     import torch
@@ -366,7 +366,7 @@ def _save_decoder(folder, config, record) -> _Saved:
     same = int((now["correct"].to_numpy() == load_items(record)["correct"].to_numpy()).sum())
     return _Saved(float(now["correct"].mean()), same, len(now))
 
-# %% ../../nbs/57_handover.ipynb #57100069
+# %% ../../nbs/57_handover.ipynb #57100070
 _LICENCES = {"Apache 2.0": "apache-2.0", "Gemma Terms of Use": "gemma"}
 
 
@@ -379,7 +379,7 @@ def _licence(model: str) -> str:
     told = [line.split(":", 1)[1].strip() for line in lines[:60] if line.startswith("license:")]
     return told[0] if told else "other"
 
-# %% ../../nbs/57_handover.ipynb #57100073
+# %% ../../nbs/57_handover.ipynb #57100074
 def _loading(audit) -> str:
     "Python that loads the model and asks it something"
     kind = "text-generation" if audit.asks else "text-classification"
@@ -390,7 +390,7 @@ def _loading(audit) -> str:
     lines = "from transformers import pipeline", f'model = pipeline("{kind}", ".")'
     return "\n".join([*lines, f"print(model({told}))"])
 
-# %% ../../nbs/57_handover.ipynb #57100077
+# %% ../../nbs/57_handover.ipynb #57100078
 _CARD = """---
 base_model: {base}
 license: {licence}
@@ -423,25 +423,29 @@ Load it, in this folder:
 ```
 """
 
-# %% ../../nbs/57_handover.ipynb #57100079
+# %% ../../nbs/57_handover.ipynb #57100080
 def _card_numbers(audit, outcome) -> dict:
     "Fields of the card that say what was done and found"
     record, route, found = outcome.record, outcome.route, outcome.found
     dense, told = outcome.points[0], closing_lines(record)
     runs = dict(runs=dense["seeds"], s="s" if dense["seeds"] > 1 else "", dense=dense["score"])
     ends = dict(setting=route.name(found.low), low=route.name(found.low))
-    return runs | ends | dict(
-        high=route.name(found.high),
-        mean=outcome.score,
-        data=record["scale"],
-        label=route.label,
-        bits=outcome.bits,
-        form=record["effective_bits"]["format"],
-        certificate=told[-2 if audit.asks else -1],
-        keep=audit.keep,
+    return (
+        runs
+        | ends
+        | dict(
+            high=route.name(found.high),
+            mean=outcome.score,
+            data=record["scale"],
+            label=route.label,
+            bits=outcome.bits,
+            form=record["effective_bits"]["format"],
+            certificate=told[-2 if audit.asks else -1],
+            keep=audit.keep,
+        )
     )
 
-# %% ../../nbs/57_handover.ipynb #57100081
+# %% ../../nbs/57_handover.ipynb #57100082
 def _card(progress, outcome, saved, sentence) -> str:
     "README.md of the saved model"
     audit, route = progress.audit, outcome.route
@@ -458,7 +462,7 @@ def _card(progress, outcome, saved, sentence) -> str:
         **asdict(saved),
     )
 
-# %% ../../nbs/57_handover.ipynb #57100086
+# %% ../../nbs/57_handover.ipynb #57100087
 def _build_model(tmp, progress, outcome, sentence) -> dict:
     "Write model, card and audit.json into a folder; what is known of the files"
     config = progress.audit.config(outcome.route, outcome.found.low, 1)
@@ -472,7 +476,7 @@ def _build_model(tmp, progress, outcome, sentence) -> dict:
         path.chmod(0o755 if path.is_dir() else 0o644)
     return known
 
-# %% ../../nbs/57_handover.ipynb #57100088
+# %% ../../nbs/57_handover.ipynb #57100089
 def _save_model(progress: Progress, outcome: Outcome, sentence: str) -> dict:
     "Leave the model of the advised setting with its card; what is known of it"
     target = progress.audit.folder / "model"
@@ -485,13 +489,13 @@ def _save_model(progress: Progress, outcome: Outcome, sentence: str) -> dict:
     with building(target) as tmp:
         return _build_model(tmp, progress, outcome, sentence)
 
-# %% ../../nbs/57_handover.ipynb #57100090
+# %% ../../nbs/57_handover.ipynb #57100091
 def read_result(folder) -> dict | None:
     "The result of an audit; None if there is none yet"
     path = Path(folder) / "audit.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
-# %% ../../nbs/57_handover.ipynb #57100095
+# %% ../../nbs/57_handover.ipynb #57100096
 def _route_told(outcome, speed, parameters) -> dict:
     "A route for the report"
     route, found, record = outcome.route, outcome.found, outcome.record
@@ -503,7 +507,7 @@ def _route_told(outcome, speed, parameters) -> dict:
     stored = stored_bytes(record, parameters) if record else None
     return named | dict(bytes=stored, speed=speed.get(route.label, "-"))
 
-# %% ../../nbs/57_handover.ipynb #57100099
+# %% ../../nbs/57_handover.ipynb #57100100
 def _state(progress) -> str:
     "A name for the records that a result rests on"
     for route in progress.audit.routes:
@@ -511,7 +515,7 @@ def _state(progress) -> str:
     told = sorted(r["name"] for r in progress.records.values())
     return hashlib.sha256(json.dumps([told, len(progress.given_up)]).encode()).hexdigest()[:12]
 
-# %% ../../nbs/57_handover.ipynb #57100103
+# %% ../../nbs/57_handover.ipynb #57100104
 def _about(audit, record) -> dict:
     "What was asked, of what, and where it was run"
     made, main = record["environment"], record["metrics"][record["metric"]]
@@ -529,7 +533,7 @@ def _about(audit, record) -> dict:
         chance=main["chance"],
     )
 
-# %% ../../nbs/57_handover.ipynb #57100105
+# %% ../../nbs/57_handover.ipynb #57100106
 def _gather(progress: Progress) -> dict:
     "All that the report shows"
     from junkdna_nb.base.models import count_parameters
@@ -558,7 +562,7 @@ def _gather(progress: Progress) -> dict:
         model=saved,
     )
 
-# %% ../../nbs/57_handover.ipynb #57100109
+# %% ../../nbs/57_handover.ipynb #57100110
 def _interval(told) -> str:
     "The interval of a route, or why there is none"
     if told["why"]:
@@ -570,7 +574,7 @@ def _interval(told) -> str:
 def _number(value, form) -> str:
     return "-" if value is None else format(value, form)
 
-# %% ../../nbs/57_handover.ipynb #57100113
+# %% ../../nbs/57_handover.ipynb #57100114
 def route_rows(result: dict) -> list:
     "A row for every route: interval, score, bits, bytes, speed"
     rows = []
@@ -582,7 +586,7 @@ def route_rows(result: dict) -> list:
         rows.append(row | {"speed": r["speed"]})
     return rows
 
-# %% ../../nbs/57_handover.ipynb #57100117
+# %% ../../nbs/57_handover.ipynb #57100118
 def as_html(rows: list) -> str:
     "Rows (name -> text) as a table of HTML, every text escaped"
     if not rows:
@@ -594,7 +598,7 @@ def as_html(rows: list) -> str:
         lines.append(f"<tr>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
-# %% ../../nbs/57_handover.ipynb #57100119
+# %% ../../nbs/57_handover.ipynb #57100120
 def _draw_scores(ax, told, result):
     "Scores of a route with their intervals, the dense one, and the line"
     dense = result["dense"]["score"]
@@ -606,7 +610,7 @@ def _draw_scores(ax, told, result):
     ax.axhline(result["keep"] * dense, color="black", lw=1, label=line)
     ax.errorbar(x, y, reach, fmt="o", color="#0072B2", capsize=2, label="runs, 95 %")
 
-# %% ../../nbs/57_handover.ipynb #57100121
+# %% ../../nbs/57_handover.ipynb #57100122
 def _draw_settings(ax, told):
     "The breaking point of a route, and the names of its settings"
     low, _, high = told["levels"]
@@ -617,7 +621,7 @@ def _draw_settings(ax, told):
     ax.set(title=told["label"], xlim=(-1.3, len(short) - 0.7))
     ax.set_xlabel("sparsity" if told["pattern"] == "unstructured" else "setting")
 
-# %% ../../nbs/57_handover.ipynb #57100123
+# %% ../../nbs/57_handover.ipynb #57100124
 def curve_figure(result: dict):
     "Score at every setting that was run, with 95 % intervals and the line; a panel for each route"
     import matplotlib.pyplot as plt
@@ -635,7 +639,7 @@ def curve_figure(result: dict):
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/57_handover.ipynb #57100127
+# %% ../../nbs/57_handover.ipynb #57100128
 def _scale_words(result) -> list:
     "On what scale, what the dense model scores, and what is called safe"
     dense = result["dense"]
@@ -647,7 +651,7 @@ def _scale_words(result) -> list:
         f"- **The line.** A setting is safe if it keeps {result['keep']:.0%} of the dense score.",
     ]
 
-# %% ../../nbs/57_handover.ipynb #57100129
+# %% ../../nbs/57_handover.ipynb #57100130
 def _interval_words(result) -> str:
     "What the interval holds, and from what it is made"
     fresh = "the half of the questions that did not choose"
@@ -670,7 +674,7 @@ def in_words(result: dict) -> str:
     ]
     return "\n".join(lines + [f"- **Data.** {note}." for note in result["notes"]])
 
-# %% ../../nbs/57_handover.ipynb #57100133
+# %% ../../nbs/57_handover.ipynb #57100134
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -696,7 +700,7 @@ th, td { vertical-align: top; }
 th { background: #f3f3f0; }
 """
 
-# %% ../../nbs/57_handover.ipynb #57100135
+# %% ../../nbs/57_handover.ipynb #57100136
 def _executed(folder: Path):
     "The report's notebook, executed with a folder"
     import nbformat
@@ -713,7 +717,7 @@ def _executed(folder: Path):
         cell.metadata.pop("papermill", None)
     return notebook
 
-# %% ../../nbs/57_handover.ipynb #57100137
+# %% ../../nbs/57_handover.ipynb #57100138
 def render(folder: Path) -> Path:
     "Execute the report's notebook with papermill, and write it as one page"
     from nbconvert import HTMLExporter
@@ -727,7 +731,7 @@ def render(folder: Path) -> Path:
     write_atomic((folder / "report.html", page.encode()))
     return folder / "report.html"
 
-# %% ../../nbs/57_handover.ipynb #57100141
+# %% ../../nbs/57_handover.ipynb #57100143
 def hand_over(progress: Progress) -> dict:
     "Write result, model and report of an audit, if anything is new; returns the result"
     folder = progress.audit.folder
@@ -739,7 +743,7 @@ def hand_over(progress: Progress) -> dict:
     render(folder)
     return result
 
-# %% ../../nbs/57_handover.ipynb #57100146
+# %% ../../nbs/57_handover.ipynb #57100148
 def closing(result: dict, folder: Path) -> list:
     "Lines that end the command"
     from tabulate import tabulate
