@@ -195,7 +195,7 @@ def test_no_records_at_all():
     assert len(agreement(difficulty_table(study))) == 0 and special_records(True) == {}
     both = populations()
     assert sentences(both, "C1 steeper", "C2 irreversible").count("not run") == 4
-    assert readme_table(both[0].rows).count("not run") == 7
+    assert readme_table(both[0].rows).count("not run") == 6
     figure = harder_figure([harder(p) for p in both])
     assert [t.get_text() for t in figure.axes[0].texts] == ["new tasks: not run"]
 
@@ -214,7 +214,7 @@ def test_verdicts_say_how_sure_they_are(committed, monkeypatch):
             assert re.search("detectable with|too few sources|not tested", table)
         assert ("no points" in below) == (name not in PUBLISHED)
     assert paper_says("C2 irreversible").count(" %") == 2
-    assert max(line.count("|") for line in readme_table(both[1].rows).splitlines()) == 7
+    assert max(line.count("|") for line in readme_table(both[1].rows).splitlines()) == 6
 
 
 def test_the_committed_records_say_something(committed, monkeypatch):
