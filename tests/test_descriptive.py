@@ -195,7 +195,7 @@ def test_no_records_at_all():
     assert len(agreement(difficulty_table(study))) == 0 and special_records(True) == {}
     both = populations()
     assert sentences(both, "C1 steeper", "C2 irreversible").count("not run") == 4
-    assert readme_table(both[0].rows).count("not run") == 6
+    assert readme_table(both[0].rows).count("not run") == 7
     figure = harder_figure([harder(p) for p in both])
     assert [t.get_text() for t in figure.axes[0].texts] == ["new tasks: not run"]
 
