@@ -71,7 +71,17 @@ def tiny_model(family):
 
 
 # Files that take longest, first, so that two workers end together (with --dist loadfile).
-LONGEST = ["sweep", "axes", "transfer", "papermill", "compress", "records", "evidence", "appendix"]
+LONGEST = [
+    "sweep",
+    "audit",
+    "axes",
+    "transfer",
+    "papermill",
+    "compress",
+    "records",
+    "evidence",
+    "site",
+]
 
 
 def pytest_collection_modifyitems(items):
