@@ -19,7 +19,7 @@ from ..base.tasks import TASKS
 
 _MODULES = ("measures", "resampling", "inference", "study", "claims")
 _LOCK = Path("nbs/configs/protocol.lock")
-_GRID = Path("nbs/configs/confirmatory.yaml")
+_GRIDS = dict(grid="confirmatory", reduced="reduced")  # in nbs/configs
 _PROTOCOL = Path("nbs/01_protocol.ipynb")
 
 # %% ../../nbs/47_freeze.ipynb #e431c638
@@ -59,10 +59,13 @@ def frozen_parts(root=None) -> dict:
     import yaml
 
     root = Path(root or project_root())
-    # the grid, the new tasks and the protocol
-    grid = yaml.safe_load((root / _GRID).read_text())["blocks"]
+    parts = {}
+    # the grids, the new tasks and the protocol
+    for name, file in _GRIDS.items():
+        grid = yaml.safe_load((root / f"nbs/configs/{file}.yaml").read_text())["blocks"]
+        parts[name] = _sha256(json.dumps(grid, sort_keys=True))
     rows = {name: _row(t) for name, t in sorted(TASKS.items()) if t.set == "confirmatory"}
-    parts = dict(grid=_sha256(json.dumps(grid, sort_keys=True)), tasks=_sha256(json.dumps(rows)))
+    parts["tasks"] = _sha256(json.dumps(rows))
     parts["protocol"] = _sha256(" ".join(protocol_text(root).split()))
     # the code that judges
     for name in _MODULES:

@@ -7,7 +7,9 @@ __all__ = ['small_outputs', 'relative', 'register_engine', 'record_failure', 'ru
            'BusyError', 'perform', 'settle_killed']
 
 # %% ../../nbs/50_runner.ipynb #fb15cda3
+import base64
 import contextlib
+import io
 import os
 import re
 import sys
@@ -47,15 +49,30 @@ def _joined(outputs):
             merged.append(out)
     return merged
 
+# %% ../../nbs/50_runner.ipynb #50aa0002
+def _palette(picture: str) -> str:
+    "A picture (PNG, base64) with at most 256 colours, if that is smaller"
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(picture)))
+    if image.mode == "P" or image.convert("RGBA").getextrema()[3][0] < 255:
+        return picture
+    made = io.BytesIO()
+    image = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(made, "png", optimize=True)
+    return min(picture, base64.b64encode(made.getvalue()).decode(), key=len)
+
 # %% ../../nbs/50_runner.ipynb #927ac104
 def small_outputs(nb):
-    "Keep of every progress bar in a notebook its last state"
+    "Keep of every progress bar in a notebook its last state, and of its pictures a palette"
     for cell in nb.cells:
         if cell.get("outputs"):
             cell.outputs = _joined(cell.outputs)
         for out in cell.get("outputs", []):
             if out.output_type == "stream":
                 out.text = re.sub(r"[^\n]*\r(?!\n)", "", out.text)
+            elif "image/png" in out.get("data", {}):
+                out.data["image/png"] = _palette(out.data["image/png"])
     return nb
 
 # %% ../../nbs/50_runner.ipynb #03b5e0a7
