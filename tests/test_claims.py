@@ -312,16 +312,21 @@ def test_tasks_seen_before_never_decide(copied):
         assert is_old(record) == (one.set == "exploratory")
     for name, old in (("facts", True), ("squad", True), ("logiqa", False)):
         assert is_old(dict(experiment="03_options", config=dict(task=name, kind="all"))) == old
-    assert Study().records == [] and {r.verdict for r in judge(Study())} == {"not run"}
-    before = len(Study(old=True).records)
-    path = Path(load_runs("02_glue", where="study").path[0])
+    new, old = Study(), Study(old=True)
+    runs = load_runs("02_glue", where="study")
+    path = next(Path(p) for p, task in zip(runs.path, runs.task, strict=True) if task == "movie")
     record = json.loads(path.read_text())
     record["config"]["task"] = next(n for n, t in TASKS.items() if t.set == "confirmatory")
     path.write_text(json.dumps(record))
     assert load_record(path)["config"]["task"] == record["config"]["task"]
-    new, old = Study(), Study(old=True)
-    assert len(new.records) + len(old.records) == before
-    assert [r["config"]["task"] for r in new.records] == [record["config"]["task"]]
+    assert len(Study(old=True).records) == len(old.records) - 1
+    added = [r["config"]["task"] for r in Study().records]
+    assert len(added) == len(new.records) + 1 and record["config"]["task"] in added
+    # without its new tasks a study decides nothing
+    for r in [record, *new.records]:
+        for path in copied.rglob(f"*{r['digest']}.json"):
+            path.unlink()
+    assert Study().records == [] and {r.verdict for r in judge(Study())} == {"not run"}
 
 
 @pytest.fixture
@@ -369,6 +374,7 @@ def declare(tree, part):
     "part, name, old, new",
     [
         ("grid", "nbs/configs/confirmatory.yaml", "seed: [41, 42, 43]", "seed: [41, 42]"),
+        ("reduced", "nbs/configs/reduced.yaml", "seed: [41, 43]", "seed: [41]"),
         ("protocol", "nbs/01_protocol.ipynb", "# protocol", "# protocol, otherwise"),
         ("claims", "junkdna_nb/evidence/claims.py", "MARGIN = 0.06", "MARGIN = 0.1"),
         ("inference", "junkdna_nb/evidence/inference.py", "SMALLEST = 5", "SMALLEST = 4"),

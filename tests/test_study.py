@@ -202,3 +202,8 @@ def test_what_claims_ask_for_is_in_the_grid():
     for level in (*DATA_LEVELS, *WORD_LEVELS):
         assert {("dense", level), ("sparse 0.6", level), ("sparse 0.8", level)} <= of, level
     assert all(p.config.precision == "bf16" for p in points)
+    # what is run of it differs in its arithmetic alone
+    known = {p.config.digest for p in points}
+    reduced, _ = read_grid(ROOT / "nbs/configs/reduced.yaml")
+    assert {p.config.replace(precision="bf16").digest for p in reduced} <= known
+    assert {p.config.precision for p in reduced} == {"fp32"}
