@@ -104,7 +104,7 @@ def bisected(
 
 # %% ../../nbs/49_search.ipynb #49000023
 CHAINS = (  # (share of errors allowed, predicted margins in standard errors)
-    (0.020, tuple(np.arange(25, -12, -5) / 10)),
+    (0.020, (2.0, 0.5)),
     (0.005, (5.0, 4.0, 3.0)),
 )
 
@@ -219,7 +219,7 @@ def _ends(self: Search) -> list:
 def todo(self: Search) -> list:
     "Runs that come next as (setting, draw), the most informative first; empty at the end"
     if dense := self.missing(DENSE, range(self.draws + 1)):
-        return dense
+        return dense + self.missing(bisected({}, self.size), [0])
     margins = {level: m.value for level, m in self.chosen().items() if level != DENSE}
     level = bisected({level: value >= 0 for level, value in margins.items()}, self.size)
     if level is not None:

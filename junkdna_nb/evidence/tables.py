@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..base.config import StudyError
 from ..base.storage import project_root
+from ..base.tasks import TASKS
 from .claims import ALPHA, MARGIN, PLANNED_MEAN, PLANNED_TAU, Row, judge
 from .measures import SCALE_NAMES, SCALES
 from .study import Study, usability
@@ -460,6 +461,10 @@ def _decided(population: Population) -> str:
         head = f"- **{population.name.capitalize()}** the rules were written (exploratory)"
     if not any(r.evidence.main for r in rows):
         return f"{head}, have not been run yet."
+    if not population.old:
+        run = set().union(*(r.evidence.tasks for r in rows))
+        every = [t for t in TASKS.values() if t.set == "confirmatory"]
+        head += f" ({len(run)} of {len(every)} have been run, drawn by a seed)"
     return f"{head}: {_by_verdict(rows)}."
 
 # %% ../../nbs/45_tables.ipynb #5a1e0003
@@ -469,6 +474,5 @@ def found_in_short(both: list) -> str:
     shown = shown_first(both)
     row = shown.row("C1 steeper")
     if row.evidence.main:
-        depends = f"**Whether harder tasks lose more** depends on the scale ({shown.name})"
-        lines.append(f"- {depends}: {_harder_by_scale(row)}.")
+        lines.append(f"- **Do harder tasks lose more?** On {shown.name}, {_harder_by_scale(row)}.")
     return "\n".join(lines)

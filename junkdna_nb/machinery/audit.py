@@ -231,7 +231,7 @@ def own_task(path, text: str = "text", label: str = "label", text2: str = "") ->
     return _Own(name, folder / "tasks.yaml", rows.notes)
 
 # %% ../../nbs/56_audit.ipynb #56000046
-_SPARSITIES = tuple(i / 20 for i in range(1, 20))
+_SPARSITIES = tuple(i / 10 for i in range(1, 10))
 _GROUPS = ((3, 4), (2, 4), (1, 4))  # weights kept of each group
 _BITS = (8, 6, 5, 4, 3, 2)
 
@@ -599,9 +599,9 @@ def affordable(
 # %% ../../nbs/56_audit.ipynb #56000104
 def _next(route, search) -> str:
     "What a search asks for, in words"
-    levels = sorted({level for level, _ in search.todo() if level >= 0})
-    names = ", ".join(route.name(level) for level in levels)
-    return f"next: {names}" if names else "next: the dense model"
+    levels = sorted({level for level, _ in search.todo()})
+    names = ["the dense model" if level < 0 else route.name(level) for level in levels]
+    return f"next: {', '.join(names)}"
 
 
 def decided(route, search, why: str = "") -> str:

@@ -579,8 +579,9 @@ def route_rows(result: dict) -> list:
     "A row for every route: interval, score, bits, bytes, speed"
     rows = []
     for r in result["routes"]:
-        row = {"method": r["label"], "largest safe": r["best"], "95 % interval": _interval(r)}
+        row = {"method": r["label"], "shown safe": r["low"]}
         row["score there"] = _number(r["score"], ".3f")
+        row["breaking point, 95 %"] = _interval(r)
         row["bits"] = _number(r["bits"], ".1f")
         row["MB stored"] = _number(r["bytes"] and r["bytes"] / 1e6, ".1f")
         rows.append(row | {"speed": r["speed"]})
@@ -658,8 +659,9 @@ def _interval_words(result) -> str:
     if not result["asks"]:
         fresh = f"{result['draws']} fresh seeds for each setting, none of which chose"
     return (
-        "- **The interval** holds the largest safe setting in at least 95 of 100 audits, as was "
-        f"tried on tasks with a known one. It is made from {fresh}, and assumes that more "
+        "- **The breaking point** is the strongest setting that is safe. Its interval holds it in "
+        f"at least 95 of 100 audits, as was tried on tasks with a known one; its lower end is what "
+        f"is shown to be safe. It is made from {fresh}, and assumes that more "
         "compression does not help. *none*: not even the mildest setting."
     )
 
