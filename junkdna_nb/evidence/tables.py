@@ -464,7 +464,7 @@ def _decided(population: Population) -> str:
     if not population.old:
         run = set().union(*(r.evidence.tasks for r in rows))
         every = [t for t in TASKS.values() if t.set == "confirmatory"]
-        head += f" ({len(run)} of {len(every)} have been run, drawn by a seed)"
+        head += f" ({len(run)} of {len(every)}, drawn by a seed)"
     return f"{head}: {_by_verdict(rows)}."
 
 # %% ../../nbs/45_tables.ipynb #5a1e0003
