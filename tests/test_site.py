@@ -230,7 +230,9 @@ def test_explorer_is_drawn_again(tab):
     before = drawn.inner_html()
     assert "sparse, magnitude" in before
     page.locator("select[name=mode]").select_option("quantized")
+    page.locator("select[name=method]").select_option("wanda")  # which rounds nothing
     page.wait_for_function(f"{SHOWN}.includes('no such runs')")
+    page.locator("select[name=method]").select_option("all")
     page.locator("select[name=task]").select_option("sst2, minilm")
     page.wait_for_function(f"{SHOWN}.includes('quantized, rtn') && !{SHOWN}.includes('no such')")
     page.locator("select[name=unit]").select_option("drop (share of dense)")
