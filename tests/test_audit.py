@@ -23,7 +23,7 @@ from junkdna_nb.evidence.search import (
     simulate,
 )
 from junkdna_nb.machinery.audit import carry_out, make_audit, own_task
-from junkdna_nb.machinery.handover import hand_over, read_result, render
+from junkdna_nb.machinery.handover import _licence, hand_over, read_result, render
 
 LEVELS = np.arange(1, 20) / 20
 SHAPES = [1.5 * LEVELS**2, 0.02 * LEVELS + 3 * (LEVELS > 0.85), 1.5 * LEVELS]
@@ -181,11 +181,11 @@ def test_model_without_the_hub():
 SCRIPT = "<script>alert(1)</script>"
 GOOD, BAD = ("wonderful great", "brilliant lovely"), ("awful terrible", "boring poor")
 ASKED = ("--methods", "rtn", "--keep", "0.5", "--max-train", "0", "--max-eval", "0")
-ASKED += ("--epochs", "3", "--max-length", "24")
+ASKED += ("--epochs", "10", "--max-length", "24", "--learning-rate", "0.005")
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def killed(tmp_path_factory, tiny_mirror):
     "A folder in which an audit of one's own file was killed after some runs"
     folder = tmp_path_factory.mktemp("audit")
     rows = [
@@ -196,7 +196,8 @@ def killed(tmp_path_factory):
     ]
     written(folder / "reviews.csv", rows)
     env = dict(JUNKDNA_RUNS=str(folder / "runs"), JUNKDNA_STUDY=str(folder / "study"))
-    words = [str(BIN / "junkdna"), "audit", "minilm", str(folder / "reviews.csv"), *ASKED]
+    env |= dict(JUNKDNA_MIRROR=str(tiny_mirror))
+    words = [str(BIN / "junkdna"), "audit", "tiny/bert", str(folder / "reviews.csv"), *ASKED]
     options = dict(cwd=ROOT, env=os.environ | env, start_new_session=True)
     process = subprocess.Popen(
         words, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, **options
@@ -243,7 +244,8 @@ def test_saved_model_has_the_score_that_is_reported(audited, monkeypatch):
 
     folder, _, where, _ = audited
     card, saved = (where / "model" / "README.md").read_text(), read_result(where)["model"]
-    assert 'pipeline("text-classification", ".")' in card and "license: apache-2.0" in card
+    assert 'pipeline("text-classification", ".")' in card
+    assert "license: other" in card  # the tiny model states none
     assert saved["same"] == saved["n"] and f"{saved['score']:.4f}" in card
     (held,) = (folder / "runs" / "audit" / "data").glob("*/validation.jsonl")
     rows = [json.loads(line) for line in held.read_text().splitlines()]
@@ -263,6 +265,10 @@ def test_report_is_one_file_and_texts_stay_texts(audited, tmp_path):
     assert "&lt;script&gt;alert(1)" in page and "<script" not in page and "<b>bold" not in page
     assert 'src="http' not in page and "from junkdna_nb" not in page
     assert "<script" not in (audited[2] / "report.html").read_text()
+
+
+def test_licence_is_that_of_the_base_model():
+    assert (_licence("minilm"), _licence("gemma3")) == ("apache-2.0", "gemma")
 
 
 def test_no_time_is_said(tmp_path):

@@ -637,8 +637,8 @@ def decoder():
     tokenizer = load_tokenizer(source)
     return (
         source,
-        load_text(tokenizer, windows=32, length=256),
-        load_text(tokenizer, part="held_out", windows=24, length=256),
+        load_text(tokenizer, windows=16, length=256),
+        load_text(tokenizer, part="held_out", windows=16, length=256),
     )
 
 

@@ -137,7 +137,7 @@ def undisturbed(tmp_path_factory, tiny_mirror):
             "sweep",
             runs / "grid.yaml",
             "--jobs",
-            2,
+            1,
             "--threads",
             1,
             JUNKDNA_RUNS=str(runs / "runs"),
@@ -404,7 +404,7 @@ blocks:
 
 def test_control_c(runs, grid):
     "Once: what runs goes on to its end. The signal reaches every process, as it does in a terminal"
-    grid.write_text(SIX.replace("epochs: 1", "epochs: 9").replace("tiny/bert", "minilm"))
+    grid.write_text(SIX.replace("epochs: 1", "epochs: 100"))
     p = start("junkdna", "sweep", grid, "--jobs", 2, "--threads", 1)
     wait_for(lambda: kinds(p.pid)["run"], 180)
     time.sleep(1.5)  # until the sweep has heard of it
