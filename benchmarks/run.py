@@ -126,6 +126,16 @@ def newest(reports, script, figure):
     return ""
 
 
+def marked(value, must, machine):
+    "A figure, in bold if it misses what it must on this kind of machine"
+    found = re.match(r"(>=|<=|<) ([\de.+-]+)(?: \((\w+)\))?$", must)
+    if not value or not found or found[3] not in (None, machine):
+        return value
+    sign, limit = found[1], float(found[2])
+    good = float(value) >= limit if sign == ">=" else float(value) <= limit
+    return value if good else f"**{value}**"
+
+
 def table():
     "benchmarks/README.md: the figures of all kinds of machines side by side"
     kinds = {}
@@ -138,15 +148,16 @@ def table():
         "# Benchmarks",
         "",
         "`make bench` runs them all and `make bench ONLY=masks` one, each in at most five minutes, "
-        "and writes this table from the reports in `results/`. A kind of machine is its best "
-        "feature: bf16 products, else AVX-512 or AVX2. All had two cores. Anchors are "
-        "re-implementations of the described methods, or the tools named.",
+        "and writes this table from the reports in `results/`. Machines are grouped by their best "
+        "instruction set: bf16 products, else AVX-512 or AVX2. All had two cores. Anchors are "
+        "re-implementations of the described methods, or the tools named. A figure in bold misses "
+        "what it must.",
         "",
         f"| what | must | {' | '.join(names)} |",
         "|---|---|" + "---|" * len(names),
     ]
     for script, figure, what, must in FIGURES:
-        values = [newest(kinds[name], script, figure) for name in names]
+        values = [marked(newest(kinds[name], script, figure), must, name) for name in names]
         lines.append(f"| {what} (`{script}`, `{figure}`) | {must} | {' | '.join(values)} |")
     (HERE / "README.md").write_text("\n".join([*lines, ""]))
 

@@ -23,6 +23,7 @@ from ..base.config import StudyError
 from ..base.records import load_items
 from junkdna_nb.evidence.claims import (
     DATA_LEVELS,
+    MINIMAL_SOURCES,
     OLD_DATA_LEVELS,
     SPARSITIES,
     TRAINED_AGAIN,
@@ -82,16 +83,18 @@ def fewest_bits(amounts, shares, keep: float = 0.95) -> np.ndarray:
     return most_first[kept]
 
 # %% ../../nbs/48_descriptive.ipynb #77d7d890
-def _limit(points: np.ndarray, tried: float) -> Limit:
+def _limit(points: np.ndarray, tried: float, least: float = 0.0) -> Limit:
     "Limit from points (B + 1,), of which the first is the estimate and the others resamples"
     low, high = np.quantile(points[1:], [0.025, 0.975], method="lower")
-    return Limit(float(points[0]), float(low), float(high), float(tried))
+    return Limit(float(points[0]), float(low), float(high), float(tried), float(least))
 
 # %% ../../nbs/48_descriptive.ipynb #e9eee7ae
 def keep_limit(task, keep: float = 0.95, resamples: int = RESAMPLES) -> Limit | None:
     "Find the largest sparsity that keeps a share of the dense score, with its 95 % interval"
     amounts, shares = kept_samples(task, "sparse", resamples)
-    return _limit(breaking_point(amounts, shares, keep), amounts[-1]) if amounts.size else None
+    if not amounts.size:
+        return None
+    return _limit(breaking_point(amounts, shares, keep), amounts[-1], amounts[0])
 
 # %% ../../nbs/48_descriptive.ipynb #8406ffe5
 def bits_limit(task, keep: float = 0.95, resamples: int = RESAMPLES) -> Limit | None:
@@ -111,12 +114,13 @@ def keep_limits(study: Study, resamples: int = RESAMPLES) -> list:
 
 # %% ../../nbs/48_descriptive.ipynb #e39b98f4
 def limit_text(limit: Limit | None, digits: int = 2) -> str:
-    "Write a limit with its interval; 'above' the last amount where nothing that was run breaks"
+    "Write a limit with its interval; 'above' the last amount that was run, 'below' the first"
     if limit is None:
         return "-"
     text = []
     for value in (limit.value, limit.low, limit.high):
-        text.append(f"{value:.{digits}f}" if np.isfinite(value) else f"above {limit.tried:g}")
+        inside = f"{value:.{digits}f}" if value >= limit.least else f"below {limit.least:g}"
+        text.append(inside if np.isfinite(value) else f"above {limit.tried:g}")
     return f"{text[0]} [{text[1]}, {text[2]}]"
 
 # %% ../../nbs/48_descriptive.ipynb #95b28b8e
@@ -139,7 +143,7 @@ def _arms(population: Population) -> dict:
         tasks = population.study.usable(levels=levels)
         effects = [task_effect(t, terms, "signal") for t in tasks]
         effects = tuple(e for e in effects if e is not None)
-        if effects:
+        if len(effects) >= MINIMAL_SOURCES:
             arms[label] = Contrast(effects, population.row(claim).evidence.main)
     return arms
 

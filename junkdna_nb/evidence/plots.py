@@ -453,6 +453,10 @@ def name_points(ax, x, y, names: list, which: list, size: float = 7.5):
         box = min(_boxes(points[i], width, height), key=lambda b: b.cost(points, i, placed))
         placed.append(box)
         look = dict(va="center", fontsize=size, color="0.25", textcoords="axes fraction")
+        # a hairline where the name is nearer to another point
+        away = box.distances(points)
+        if (away < away[i]).any():
+            look["arrowprops"] = dict(arrowstyle="-", lw=0.5, color="0.5", shrinkA=0, shrinkB=2)
         ax.annotate(name, (x[i], y[i]), xytext=(box.left, (box.low + box.high) / 2), **look)
 
 # %% ../../nbs/46_plots.ipynb #92581981
@@ -523,9 +527,9 @@ def _arm_panel(ax, arms: dict):
 # %% ../../nbs/46_plots.ipynb #d03af4da
 _SCALE_TITLES = dict(
     signal="signal (decides)",
-    normalised="share above chance",
+    normalised="normalised",
     points="points of the metric",
-    relative="share of dense",
+    relative="relative",
 )
 
 # %% ../../nbs/46_plots.ipynb #924940ab
@@ -557,7 +561,8 @@ def harder_figure(parts: list, xlabel: str = "minus dense signal"):
     import matplotlib.pyplot as plt
 
     style()
-    columns = len(SCALES) + any(p.arms is not None for p in parts)
+    within = any(p.arms for p in parts)
+    columns = len(SCALES) + within
     # a population without runs takes a line of text only
     heights = [1 if p.orders or p.arms else 0.12 for p in parts]
     size = (2.5 * columns, 2.6 * sum(heights) + 0.8)
@@ -571,20 +576,21 @@ def harder_figure(parts: list, xlabel: str = "minus dense signal"):
     caption(
         fig,
         f"{k} sources of tasks; difficulty and drop from different halves of the items, both ways "
-        "averaged; bars: 95 % intervals over items and seeds, longer ones are cut; "
-        "diamonds: means with 95 % intervals over tasks",
+        "averaged; bars: 95 % intervals over items, and over seeds where several were run; longer "
+        f"ones are cut{'; diamonds: means with 95 % intervals over tasks' if within else ''}",
     )
     return fig
 
 # %% ../../nbs/46_plots.ipynb #7af70e6f
 @dataclass(frozen=True)
 class Limit:
-    "An amount with its 95 % interval; infinite beyond `tried`, the last amount that was run"
+    "An amount with its 95 % interval; infinite beyond `tried`, interpolated from 0 below `least`"
 
     value: float
     low: float
     high: float
-    tried: float
+    tried: float  # the last amount that was run
+    least: float = 0.0  # the first one
 
 # %% ../../nbs/46_plots.ipynb #9ca36b40
 @dataclass(frozen=True)
@@ -598,12 +604,13 @@ class Kept:
 
 # %% ../../nbs/46_plots.ipynb #b02609c7
 def _draw_limit(ax, place: int, limit: Limit, look: dict):
-    "Draw a limit with its interval; an arrow where it lies beyond what was tried"
+    "Draw a limit with its interval; an arrow beyond what was tried, open below it"
     beyond = 1.02 * limit.tried
     x, low, high = (min(v, beyond) for v in (limit.value, limit.low, limit.high))
     marker = look["marker"] if np.isfinite(limit.value) else ">"
+    face = "white" if limit.value < limit.least else look["color"]
     ax.plot([low, high], [place, place], color=look["color"], lw=1, alpha=0.7)
-    ax.plot(x, place, ls="", ms=4.5, **look | dict(marker=marker))
+    ax.plot(x, place, ls="", ms=4.5, **look | dict(marker=marker, markerfacecolor=face))
 
 # %% ../../nbs/46_plots.ipynb #f94855d6
 def _limit_panel(ax, kept: list, what: str, xlabel: str):
@@ -619,11 +626,13 @@ def _limit_panel(ax, kept: list, what: str, xlabel: str):
 
 # %% ../../nbs/46_plots.ipynb #66d4f570
 def _missing(kept: list) -> str:
-    "Explain arrows and empty rows, where there are any"
+    "Explain arrows, open marks and empty rows, where there are any"
     notes = ""
     limits = [*(row.sparsity for row in kept), *(row.bits for row in kept if row.bits)]
     if not all(np.isfinite(limit.value) for limit in limits):
         notes += "; arrows: beyond what was run"
+    if below := {row.sparsity.least for row in kept if row.sparsity.value < row.sparsity.least}:
+        notes += f"; open: below {min(below):g}, where nothing was run"
     if not all(row.bits for row in kept):
         notes += "; no mark: not run with fewer bits"
     return notes
@@ -734,7 +743,10 @@ def forest(mean, title: str = "", xlabel: str = "drop (signal)"):
     below = [f"mean (k = {mean.meta.k})", "a new task"]
     ax.set_yticklabels([*names, *below], fontsize=6.5 if small else 8)
     ax.set_ylim(-2.8, len(pairs) - 0.4)
-    caption(fig, f"95 % intervals over items and seeds; I² = {mean.meta.i2:.0%}")
+    seeds = (
+        "items and seeds" if any(len(e.by_seed) > 1 for e in mean.effects) else "items (one seed)"
+    )
+    caption(fig, f"tasks: 95 % intervals over {seeds}; mean: over tasks; I² = {mean.meta.i2:.0%}")
     return fig
 
 # %% ../../nbs/46_plots.ipynb #5ea746aa

@@ -390,7 +390,7 @@ def verdict_below(both: list, claim: str) -> str:
 def _why(r: Row) -> str:
     "Why a row is inconclusive: it was not tested, or its power"
     closed = "gate" in (r.reason or "")
-    return "not tested: its primary claim is not supported" if closed else power_text(r)
+    return "not tested: an earlier claim of its chain is not supported" if closed else power_text(r)
 
 
 def _brief(r: Row, tasks: str) -> dict:
@@ -464,7 +464,7 @@ def _decided(population: Population) -> str:
     if not population.old:
         run = set().union(*(r.evidence.tasks for r in rows))
         every = [t for t in TASKS.values() if t.set == "confirmatory"]
-        head += f" ({len(run)} of {len(every)}, drawn by a seed)"
+        head += f" ({len(run)} of {len(every)}: drawn by a seed, and learned by the dense model)"
     return f"{head}: {_by_verdict(rows)}."
 
 # %% ../../nbs/45_tables.ipynb #5a1e0003

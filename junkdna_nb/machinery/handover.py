@@ -659,9 +659,11 @@ def _interval_words(result) -> str:
     if not result["asks"]:
         fresh = f"{result['draws']} fresh seeds for each setting, none of which chose"
     return (
-        "- **The breaking point** is the strongest setting that is safe. Its interval holds it in "
-        f"at least 95 of 100 audits, as was tried on tasks with a known one; its lower end is what "
-        f"is shown to be safe. It is made from {fresh}, and assumes that more "
+        "- **The breaking point** is the last setting before the score breaks the line, so the "
+        "strongest that is safe. Its interval holds it in at least 95 of 100 audits, as was tried "
+        "on tasks with a known one; its lower end is what is shown to be safe, by a test against "
+        "the dense runs (bars are intervals of single scores and may cross the line there). It is "
+        f"made from {fresh}, and assumes that more "
         "compression does not help. *none*: not even the mildest setting."
     )
 
