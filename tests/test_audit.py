@@ -64,12 +64,8 @@ def test_half_a_search_says_what_it_knows():
 def naive_margin(right, dense, keep):
     "Value, variance over items, and pooled variance between seeds, written from the definition"
     line = right.mean(0) - keep * dense.mean(0)
-    n, squares = right.shape[1], 0.0
-    for answers in (right, dense):
-        flips = answers - answers.mean(1, keepdims=True)
-        squares += len(answers) * (answers.mean(1).var() - flips.var(0).sum() / n**2)
-    df = len(right) + len(dense) - 2
-    return line.mean(), line.var() / n, max(0, squares / df)
+    squares = sum(len(answers) * answers.mean(1).var() for answers in (right, dense))
+    return line.mean(), line.var() / right.shape[1], squares / (len(right) + len(dense) - 2)
 
 
 def test_margin_is_that_of_the_definition():
@@ -86,6 +82,19 @@ def test_margin_is_that_of_the_definition():
     assert np.isclose(spread[0], seeds) and spread[1] == 4
     assert np.isclose(found.seeds, seeds * (1 + 0.95**2) / 3)
     assert Margin(0.1, 0.01, 0, 1).bound(0.5) == pytest.approx(0.1)
+
+
+def test_few_items_show_nothing():
+    "No answer of 15 changes: that does not show that 95 % are kept"
+    answers = np.r_[np.ones(12), np.zeros(3)]
+    one = Estimates(np.array([0.8]), (answers - 0.8)[None])
+    task, search = (
+        {(level, draw): one for level in range(-1, 6) for draw in range(3)},
+        Search(6, 0.95, 2),
+    )
+    while asked := search.todo():
+        search.known |= {run: task[run] for run in asked}
+    assert (search.found().low, search.found().high) == (-1, 5)
 
 
 ROWS = [
@@ -140,6 +149,13 @@ def test_what_is_left_out_is_told(tmp_path):
     notes = "; ".join(own_task(written(tmp_path / "r.csv", rows)).notes)
     assert "1 row left out: a text is empty" in notes and "1 row left out: no label" in notes
     assert "2 rows left out: the text is repeated" in notes and "classes (bad, good)" in notes
+
+
+def test_what_is_no_number_is_no_label(tmp_path):
+    labels = ["nan", *(i % 2 for i in range(71))]
+    own = own_task(written(tmp_path / "n.csv", relabelled(lambda i: labels[i])))
+    assert "labels are classes (0, 1)" in own.notes
+    assert "1 row left out: no label" in "; ".join(own.notes)
 
 
 def test_scores_pairs_and_other_files(tmp_path):

@@ -341,10 +341,12 @@ VERDICT_LOOK = {
 }
 
 # %% ../../nbs/46_plots.ipynb #7609066b
-def _bars(x) -> list:
-    "Lengths of the 95 % interval of an `OnScale` or `Meta` below and above its estimate"
+def _bars(x) -> list | None:
+    "Lengths of the 95 % interval of an `OnScale` or `Meta` on both sides of its estimate, if any"
     estimate = getattr(x, "estimate", None)
     estimate = x.mean if estimate is None else estimate
+    if x.low is None:
+        return None
     return [[estimate - x.low], [x.high - estimate]]
 
 # %% ../../nbs/46_plots.ipynb #dd3f9d48

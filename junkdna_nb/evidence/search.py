@@ -58,17 +58,15 @@ def seed_variance(
     known: dict,  # (setting, draw) -> score
     levels,  # settings to pool
     draws,  # of these draws
-) -> tuple:  # (variance of a run's score over seeds beyond that of single items, its df)
+) -> tuple:  # (variance of a run's score over seeds, its df)
     "Pool the variance between seeds over settings"
     squares, df = 0.0, 0
     for level in levels:
-        runs = _draws_of(known, level, draws)
-        if len(runs) > 1:
-            both = Estimates.stack(*runs)
-            flips = both.influence.var(0).sum() / both.n**2
-            squares += len(runs) * (both.values.var() - flips)
-            df += len(runs) - 1
-    return (max(0.0, squares / df), df) if df else (0.0, np.inf)
+        values = [run.values[0] for run in _draws_of(known, level, draws)]
+        if len(values) > 1:
+            squares += len(values) * np.var(values)
+            df += len(values) - 1
+    return (float(squares / df), df) if df else (0.0, np.inf)
 
 # %% ../../nbs/49_search.ipynb #49000014
 def mean_score(
@@ -76,6 +74,12 @@ def mean_score(
 ) -> Estimates:
     "Average the scores of several runs"
     return Estimates.stack(*runs).combine(np.full(len(runs), 1 / len(runs)))
+
+
+def _least_variance(dense: Estimates, keep: float) -> float:
+    "Variance over items if what may be lost is lost, and nothing else changes"
+    lost = max((1 - keep) * float(dense.values[0]), 1 / dense.n)
+    return lost * (1 - lost) / dense.n
 
 
 def margin(
@@ -87,10 +91,12 @@ def margin(
 ) -> Margin:
     "Margin of a setting over the line, each draw on the items it shares with the dense model"
     runs, dense = (_draws_of(known, where, draws) for where in (level, DENSE))
-    both = Estimates.stack(mean_score(runs), mean_score(dense)).combine([1, -keep])
+    before = mean_score(dense)
+    both = Estimates.stack(mean_score(runs), before).combine([1, -keep])
+    items = max(float(both.se[0]) ** 2, _least_variance(before, keep))
     variance, df = spread
     seeds = variance * (1 / len(runs) + keep**2 / len(dense))
-    return Margin(float(both.values[0]), float(both.se[0]) ** 2, seeds, df)
+    return Margin(float(both.values[0]), items, seeds, df)
 
 # %% ../../nbs/49_search.ipynb #49000019
 def bisected(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['own_task', 'Route', 'Audit', 'make_audit', 'score_of', 'Progress', 'affordable', 'decided', 'carry_out', 'Outcome',
-           'outcome_of', 'best_of', 'advice']
+           'outcome_of', 'best_of', 'percent', 'advice']
 
 # %% ../../nbs/56_audit.ipynb #56000002
 import hashlib
@@ -70,13 +70,22 @@ def _as_number(value) -> float | None:
     "A finite number, or None"
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
 
 def _filled(value) -> bool:
-    return value is not None and bool(str(value).strip())
+    "Is there something in a cell of a file?"
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return not missing and bool(str(value).strip())
+
+
+def _labelled(labels: list) -> list:
+    "For each label: is it there? Among numbers, the word nan is none"
+    words = [str(x).strip().lower() for x in labels if _filled(x)]
+    numbers = all(word == "nan" or _as_number(word) is not None for word in words)
+    return [_filled(x) and not (numbers and str(x).strip().lower() == "nan") for x in labels]
 
 # %% ../../nbs/56_audit.ipynb #56000016
 def _check_columns(file, found, wanted: dict):
@@ -120,7 +129,7 @@ def _stripped(texts) -> tuple:
 def _clean(rows: _Rows):
     "Leave out rows without text or label, and repetitions"
     rows.keep([all(map(_filled, t)) for t in rows.texts], "a text is empty")
-    rows.keep([_filled(label) for label in rows.labels], "no label")
+    rows.keep(_labelled(rows.labels), "no label")
     rows.texts = list(map(_stripped, rows.texts))
     rows.keep(_is_first(rows.texts), "the text is repeated (the first is kept)")
     if len(rows.texts) < _FEWEST:
@@ -661,22 +670,25 @@ def _settle(progress, summary):
         raise StudyError("the runs have left no record that can be read here")
 
 # %% ../../nbs/56_audit.ipynb #56000114
-def _at_chance(runs: list) -> bool:
-    "Is the mean of some runs of one model at chance? runs: metrics with value, se, chance"
-    mean, first = statistics.mean(run["value"] for run in runs), runs[0]
-    return mean <= first["chance"] + 2 * first["se"] / len(runs) ** 0.5 or mean <= 0
+def _at_chance(mean, chance: float) -> bool:
+    "Is a mean score (`Estimates`) no more than two standard errors above chance?"
+    return float(mean.values[0]) <= max(0.0, chance + 2 * float(mean.se[0]))
 
 
 def _dense_is_useful(progress):
     "Refuse a task at which the dense model is not above chance: nothing could be kept"
+    from junkdna_nb.evidence.search import mean_score
+
     audit = progress.audit
     records = [progress.record(audit.routes[0], -1, d) for d in range(audit.draws + 1)]
     if None in records:
         return
-    main = [r["metrics"][r["metric"]] for r in records]
-    if _at_chance(main):
-        mean = statistics.mean(m["value"] for m in main)
-        told = f"{records[0]['metric']} {mean:.3f}, chance {main[0]['chance']:.3f}"
+    # a decoder has one record for all draws
+    runs = list({r["digest"]: r for r in records}.values())
+    metric, mean = runs[0]["metric"], mean_score([score_of(r) for r in runs])
+    chance = runs[0]["metrics"][metric]["chance"]
+    if _at_chance(mean, chance):
+        told = f"{metric} {float(mean.values[0]):.3f}, chance {chance:.3f}"
         raise StudyError(
             f"the dense model is not above chance on {audit.task} ({told}): there is nothing "
             "to keep (give it more examples or epochs, or another task)"
@@ -734,7 +746,7 @@ class Outcome:
     route: Route
     found: object  # `Found` of the search
     points: list  # dicts: level, setting, seeds, score, low, high (95 %)
-    score: float | None  # at the strongest setting shown to be safe
+    score: float | None  # of the fresh runs at the strongest setting shown to be safe
     bits: float | None  # effective bits for a prunable weight there
     record: dict | None  # of its first fresh run
     why: str = ""  # it was given up
@@ -772,10 +784,10 @@ def outcome_of(progress: Progress, route: Route) -> Outcome:
     why = progress.given_up.get(route, "")
     if found.low < 0:
         return Outcome(route, found, points, None, None, None, why)
-    score = next(p["score"] for p in points if p["level"] == found.low)
+    fresh = _score_of_level(progress, search, route, found.low, search.fresh)
     record = progress.record(route, found.low, 1)
     bits = record.get("effective_bits", {}).get("stored", 16.0)
-    return Outcome(route, found, points, score, bits, record, why)
+    return Outcome(route, found, points, fresh.value, bits, record, why)
 
 # %% ../../nbs/56_audit.ipynb #56000133
 def best_of(outcomes: list) -> Outcome | None:
@@ -784,6 +796,11 @@ def best_of(outcomes: list) -> Outcome | None:
     return min(safe, key=lambda o: (o.bits, -o.score), default=None)
 
 # %% ../../nbs/56_audit.ipynb #56000137
+def percent(share: float) -> str:
+    "A share as a percentage, unrounded"
+    return f"{100 * share:g}%"
+
+
 def _use(best: Outcome, of: str) -> str:
     "Advice to use a route; of: what is kept"
     setting = best.route.name(best.found.low)
@@ -793,13 +810,24 @@ def _use(best: Outcome, of: str) -> str:
     return f"Use {best.route.label} at {setting}{more}: shown to keep {of}; {kept}."
 
 
+def _not_known(audit, outcomes, of) -> str:
+    "Why there is no advice, and what would help"
+    if all(o.why for o in outcomes):
+        return f"Nothing is known, for every method was given up: {outcomes[0].why}."
+    if safe := [o for o in outcomes if o.record]:
+        names = "; ".join(f"{o.route.label} at {o.route.name(o.found.low)}" for o in safe)
+        return f"Shown to keep {of}, but with all weights stored: {names}. No memory is saved."
+    unfinished = any(not o.found.done and not o.why for o in outcomes)
+    options = "--max-eval helps" if audit.asks else "--max-eval, --seeds or --max-train help"
+    more = "give it more hours" if unfinished else f"more {options}"
+    return f"Nothing is shown to keep {of}, and not all is shown to lose it: {more}."
+
+
 def advice(audit: Audit, outcomes: list, dense: float, metric: str) -> str:
     "What to do, in a sentence"
-    of = f"{audit.keep:.0%} of the dense {metric} ({dense:.3f})"
+    of = f"{percent(audit.keep)} of the dense {metric} ({dense:.3f})"
     if best := best_of(outcomes):
         return _use(best, of)
     if all(o.found.high < 0 and not o.why for o in outcomes):
         return f"Do not compress: even the mildest setting of every method keeps less than {of}."
-    unfinished = any(not o.found.done and not o.why for o in outcomes)
-    more = "give it more hours" if unfinished else "more --max-eval, --seeds or --max-train help"
-    return f"Nothing is shown to keep {of}, and not all is shown to lose it: {more}."
+    return _not_known(audit, outcomes, of)
