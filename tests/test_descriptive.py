@@ -71,7 +71,9 @@ def test_breaking_points_by_hand():
     amounts, shares = kept_samples(task, resamples=500)
     assert np.allclose(amounts, [0.1, 0.2]) and np.allclose(shares[0], [5 / 6, 4 / 6])
     at = 0.1 * (1 - 0.95) / (1 - 5 / 6)
-    assert limit_text(keep_limit(task, resamples=500)).startswith(f"{at:.2f} [")
+    limit = keep_limit(task, resamples=500)
+    assert np.isclose(limit.value, at) and limit.least == 0.1
+    assert limit_text(limit).startswith("below 0.1 [below 0.1, ")
     same = toy_task({"dense": 6, "sparse 0.1": 6})
     assert limit_text(keep_limit(same, resamples=100)) == "above 0.1 [above 0.1, above 0.1]"
     assert keep_limit(toy_task({"dense": 6}), resamples=100) is None
