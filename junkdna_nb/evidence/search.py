@@ -169,11 +169,19 @@ def chosen(self: Search) -> dict:
 
 
 @patch
+def _spread(self: Search, *levels) -> tuple:
+    "`seed_variance` of all runs of the dense model and of settings; a decoder has no seeds"
+    if self.draws == 1:
+        return 0.0, np.inf
+    return seed_variance(self.known, [DENSE, *levels], range(self.draws + 1))
+
+
+@patch
 def confirmed(self: Search) -> dict:
     "setting -> `Margin` of the fresh runs, where all are known"
     levels = sorted({level for level, draw in self.known if draw} - {DENSE})
     whole = [level for level in levels if not self.missing(level, self.fresh)]
-    spread = seed_variance(self.known, [DENSE, *whole], self.fresh)
+    spread = self._spread(*whole)
     return {level: margin(self.known, level, self.fresh, self.keep, spread) for level in whole}
 
 # %% ../../nbs/49_search.ipynb #49000035
@@ -204,7 +212,7 @@ def _walk(search, predicted, se, margins, name) -> _End:
 @patch
 def _planned_se(self: Search, chosen) -> float:
     "Standard error that a confirmed margin will have"
-    variance, _ = seed_variance(self.known, [DENSE], range(self.draws + 1))
+    variance, _ = self._spread()
     items = max(m.items for level, m in chosen.items() if level != DENSE)
     return max(1e-9, (items + variance * (1 + self.keep**2) / self.draws) ** 0.5)
 
