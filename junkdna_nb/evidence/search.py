@@ -129,10 +129,11 @@ def predicted_margins(
     margins: dict,  # setting -> `Margin`, the dense one among them
     size: int,
 ) -> np.ndarray:  # (size,)
-    "Interpolate margins along all settings"
-    levels = sorted(margins)
+    "Interpolate margins along all settings, and go on beyond the last with the mean slope"
+    levels, every = sorted(margins), np.arange(size)
     falling = np.minimum.accumulate([margins[level].value for level in levels])
-    return np.interp(np.arange(size), levels, falling)
+    slope = (falling[-1] - falling[0]) / (levels[-1] - levels[0])
+    return np.interp(every, levels, falling) + slope * np.maximum(every - levels[-1], 0)
 
 # %% ../../nbs/49_search.ipynb #49000031
 @dataclass
@@ -181,8 +182,12 @@ def confirmed(self: Search) -> dict:
     "setting -> `Margin` of the fresh runs, where all are known"
     levels = sorted({level for level, draw in self.known if draw} - {DENSE})
     whole = [level for level in levels if not self.missing(level, self.fresh)]
-    spread = self._spread(*whole)
-    return {level: margin(self.known, level, self.fresh, self.keep, spread) for level in whole}
+    found = {}
+    for i, level in enumerate(whole):
+        # a stronger setting, that may break in one seed and not in another, says nothing here
+        spread = self._spread(*whole[: i + 1])
+        found[level] = margin(self.known, level, self.fresh, self.keep, spread)
+    return found
 
 # %% ../../nbs/49_search.ipynb #49000035
 @dataclass(frozen=True)
