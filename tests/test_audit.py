@@ -161,6 +161,8 @@ def test_what_is_no_number_is_no_label(tmp_path):
 def test_scores_pairs_and_other_files(tmp_path):
     scores = relabelled(lambda i: i / 7)
     assert "labels are scores" in own_task(written(tmp_path / "s.csv", scores)).notes
+    whole = "\n".join(own_task(written(tmp_path / "w.csv", relabelled(lambda i: i % 24))).notes)
+    assert "labels are scores (if these numbers are classes, write them as words)" in whole
     lines = [json.dumps(dict(a=text, b="x y", n=i % 3)) for i, (text, _) in enumerate(ROWS)]
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     own = own_task(tmp_path / "p.jsonl", "a", "n", "b")

@@ -178,7 +178,11 @@ def _split(rows: _Rows, names: list) -> set:
 def _note_split(rows: _Rows, names: list, held: set):
     "Note what the labels are and how many rows train and validate"
     kind = f"classes ({', '.join(names[:8])}{' ...' if len(names) > 8 else ''})"
-    rows.notes.append(f"labels are {kind if names else 'scores'}")
+    if not names:
+        whole = all(float(x).is_integer() for x in rows.labels)
+        hint = " (if these numbers are classes, write them as words)" if whole else ""
+        kind = f"scores{hint}"
+    rows.notes.append(f"labels are {kind}")
     sizes = f"{len(rows.labels) - len(held):,} rows train, {len(held):,} validate"
     rows.notes.append(f"{sizes}: split here, stratified, seed 0")
 
