@@ -464,7 +464,8 @@ def _decided(population: Population) -> str:
     if not population.old:
         run = set().union(*(r.evidence.tasks for r in rows))
         every = [t for t in TASKS.values() if t.set == "confirmatory"]
-        head += f" ({len(run)} of {len(every)}: drawn by a seed, and learned by the dense model)"
+        drawn = len(population.study.encoder())
+        head += f" ({drawn} of {len(every)} drawn by a seed, {len(run)} usable)"
     return f"{head}: {_by_verdict(rows)}."
 
 # %% ../../nbs/45_tables.ipynb #5a1e0003
