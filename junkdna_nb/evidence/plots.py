@@ -455,11 +455,15 @@ def name_points(ax, x, y, names: list, which: list, size: float = 7.5):
         box = min(_boxes(points[i], width, height), key=lambda b: b.cost(points, i, placed))
         placed.append(box)
         look = dict(va="center", fontsize=size, color="0.25", textcoords="axes fraction")
+        # a name at the left ends at its point
+        before = box.right < points[i][0]
+        look |= dict(ha="right" if before else "left")
+        at = box.right if before else box.left, (box.low + box.high) / 2
         # a hairline where the name is nearer to another point
         away = box.distances(points)
         if (away < away[i]).any():
             look["arrowprops"] = dict(arrowstyle="-", lw=0.5, color="0.5", shrinkA=0, shrinkB=2)
-        ax.annotate(name, (x[i], y[i]), xytext=(box.left, (box.low + box.high) / 2), **look)
+        ax.annotate(name, (x[i], y[i]), xytext=at, **look)
 
 # %% ../../nbs/46_plots.ipynb #92581981
 @dataclass(frozen=True)
@@ -617,12 +621,13 @@ def _draw_limit(ax, place: int, limit: Limit, look: dict):
 # %% ../../nbs/46_plots.ipynb #f94855d6
 def _limit_panel(ax, kept: list, what: str, xlabel: str):
     "Draw the limits of all tasks, one below the other"
-    for place, row in enumerate(kept):
-        i = int(row.pair)
-        look = dict(marker=MARKERS[i], color=f"C{i}", label=("one text", "two texts")[i])
-        limit = getattr(row, what)
-        if limit is not None:
-            _draw_limit(ax, place, limit, look)
+    for i in sorted({int(row.pair) for row in kept}):
+        look = dict(marker=MARKERS[i], color=f"C{i}")
+        ax.plot([], [], ls="", ms=4.5, label=("one text", "two texts")[i], **look)
+        for place, row in enumerate(kept):
+            limit = getattr(row, what)
+            if row.pair == i and limit is not None:
+                _draw_limit(ax, place, limit, look)
     ax.grid(axis="y", lw=0.4, color="0.9")
     ax.set(xlabel=xlabel, ylim=(-0.7, len(kept) - 0.3))
 
