@@ -139,7 +139,8 @@ def marked(value, must, machine):
 def table():
     "benchmarks/README.md: the figures of all kinds of machines side by side"
     kinds = {}
-    for path in sorted((HERE / "results").glob("*.md"), reverse=True):
+    # the newest first, and of one day the repetition of a single script
+    for path in sorted((HERE / "results").glob("*.md"), key=lambda p: p.stem, reverse=True):
         machine, found = reported(path)
         if machine:
             kinds.setdefault(machine, []).append(found)
