@@ -55,7 +55,7 @@ glue: $(READY)
 	@$(BIN)/junkdna run 02_glue $(TASK_ARGS) $(ARGS) --own $(if $(FORCE),--force)
 
 test: $(DEV) $(BENCH) $(SITE)
-	$(BIN)/nbdev_test --n_workers 2 --do_print
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 	@$(MAKE) --no-print-directory check
 
