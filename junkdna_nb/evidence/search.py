@@ -81,7 +81,7 @@ def _least_variance(dense: Estimates, keep: float) -> float:
     lost = max((1 - keep) * float(dense.values[0]), 1 / dense.n)
     return lost * (1 - lost) / dense.n
 
-
+# %% ../../nbs/49_search.ipynb #49000064
 def margin(
     known: dict,  # (setting, draw) -> score
     level: int,
