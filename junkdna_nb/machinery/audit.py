@@ -818,10 +818,11 @@ def _not_known(audit, outcomes, of) -> str:
     "Why there is no advice, and what would help"
     if all(o.why for o in outcomes):
         return f"Nothing is known, for every method was given up: {outcomes[0].why}."
+    unfinished = any(not o.found.done and not o.why for o in outcomes)
     if safe := [o for o in outcomes if o.record]:
         names = "; ".join(f"{o.route.label} at {o.route.name(o.found.low)}" for o in safe)
-        return f"Shown to keep {of}, but with all weights stored: {names}. No memory is saved."
-    unfinished = any(not o.found.done and not o.why for o in outcomes)
+        end = "No memory is saved" + ", so far: give it more hours" * unfinished
+        return f"Shown to keep {of}, but with all weights stored: {names}. {end}."
     options = "--max-eval helps" if audit.asks else "--max-eval, --seeds or --max-train help"
     more = "give it more hours" if unfinished else f"more {options}"
     return f"Nothing is shown to keep {of}, and not all is shown to lose it: {more}."
