@@ -214,10 +214,10 @@ def _print_plan(grid, points, todo, rest, notes):
 def _print_runs(todo, rest):
     "List the runs of a plan"
     rows = []
-    for t in [*todo, *rest]:
+    for i, t in enumerate([*todo, *rest]):
         what = "-".join(map(str, t.config.slug()))
         row = dict(experiment=t.config.experiment, run=what, state=t.state)
-        row["estimate"] = _duration(t.seconds) if t in todo else "-"
+        row["estimate"] = _duration(t.seconds) if i < len(todo) else "-"
         rows.append(row | {"from": t.place})
     print(_table(rows, most=200))
 
