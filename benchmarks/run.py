@@ -148,7 +148,7 @@ def table():
     lines = [
         "# Benchmarks",
         "",
-        "`make bench` runs them all and `make bench ONLY=masks` one, each in at most five minutes, "
+        "`make bench` runs them all and `make bench ONLY=masks` one, most in under five minutes, "
         "and writes this table from the reports in `results/`. Machines are grouped by their best "
         "instruction set: bf16 products, else AVX-512 or AVX2. All had two cores. Anchors are "
         "re-implementations of the described methods, or the tools named. A figure in bold misses "
