@@ -97,6 +97,15 @@ def test_few_items_show_nothing():
     assert (search.found().low, search.found().high) == (-1, 5)
 
 
+def test_a_broken_setting_says_nothing_of_a_milder_one():
+    task, search = Synthetic([0.1, 0.2], n=200), Search(2, 0.95, 2)
+    search.known = {(level, draw): task.run(level) for level in (DENSE, 0) for draw in range(3)}
+    alone = search.confirmed()[0]
+    task.runs = 2.0
+    search.known |= {(1, draw): task.run(1) for draw in range(3)}
+    assert search.confirmed()[0] == alone and search.confirmed()[1].seeds > 10 * alone.seeds
+
+
 ROWS = [
     (f"a {a} and {b} film, {i}", "good" if a in "fine warm" else "bad")
     for i in range(6)
