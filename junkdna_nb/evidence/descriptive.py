@@ -32,7 +32,7 @@ from junkdna_nb.evidence.claims import (
 )
 from .inference import holm
 from .plots import Contrast, Harder, Kept, Limit, amounts_of
-from .resampling import bootstrap, breaking_point, interval
+from .resampling import bootstrap, breaking_point, interval, resample_counts
 from junkdna_nb.evidence.study import (
     Run,
     Study,
@@ -59,19 +59,19 @@ def _share_kept(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 # %% ../../nbs/48_descriptive.ipynb #047ac93b
 def kept_samples(task, kind: str = "sparse", resamples: int = RESAMPLES) -> tuple:
     "Resample shares of the dense score: amounts (A,) of one kind, shares (B + 1, A) over seeds"
-    conditions = amounts_of(task, kind)
-    if not conditions:
+    pairs = {a: task.pairs(mean_of([how])) for a, how in amounts_of(task, kind).items()}
+    # the rows of dense and compressed runs, in those seeds that have both
+    rows = {a: (both.dense, both.compressed) for a, both in pairs.items() if both is not None}
+    if not rows:
         return np.empty(0), np.empty((resamples + 1, 0))
-    samples = bootstrap(task.metric, task.labels, task.predictions, resamples)
-    amounts, shares = [], []
-    # seeds that have the dense run as well are averaged before the division
-    for amount, condition in conditions.items():
-        both = task.pairs(mean_of([condition]))
-        if both is not None:
-            before, after = (samples[:, i].mean(1) for i in (both.dense, both.compressed))
-            amounts.append(amount)
-            shares.append(_share_kept(before, after))
-    return np.array(amounts), np.array(shares).T
+    used = np.unique(np.concatenate([np.concatenate(both) for both in rows.values()]))
+    samples = bootstrap(task.metric, task.labels, task.predictions[used], resamples)
+    shares = []
+    for both in rows.values():
+        # seeds are averaged before the division
+        before, after = (samples[:, np.searchsorted(used, run)].mean(1) for run in both)
+        shares.append(_share_kept(before, after))
+    return np.array(list(rows)), np.array(shares).T
 
 # %% ../../nbs/48_descriptive.ipynb #92e584d0
 def fewest_bits(amounts, shares, keep: float = 0.95) -> np.ndarray:
@@ -414,12 +414,15 @@ def difficulty_table(study: Study) -> pd.DataFrame:
 # %% ../../nbs/48_descriptive.ipynb #0390380c
 def _resampled_tau(pair: np.ndarray, rng, resamples: int) -> np.ndarray:
     "Kendall's tau of K tasks (K, 2), then of resampled tasks in which both measures vary"
-    found = [stats.kendalltau(*pair.T).statistic]
-    for _ in range(resamples):
-        x, y = pair[rng.integers(0, len(pair), len(pair))].T
-        if np.ptp(x) > 0 and np.ptp(y) > 0:
-            found.append(stats.kendalltau(x, y).statistic)
-    return np.array(found)
+    # how often each task is drawn; at first every one once
+    counts = np.vstack([np.ones(len(pair)), resample_counts(len(pair), resamples, rng).T])
+    # the order of every two tasks, and tau-b from the pairs of tasks that are drawn
+    x, y = (np.sign(np.subtract.outer(measure, measure)) for measure in pair.T)
+    both, in_x, in_y = (
+        np.einsum("bi,ij,bj->b", counts, order, counts) for order in (x * y, x * x, y * y)
+    )
+    vary = (in_x > 0) & (in_y > 0)
+    return both[vary] / np.sqrt(in_x[vary] * in_y[vary])
 
 # %% ../../nbs/48_descriptive.ipynb #05d6b87a
 def agreement(table: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
