@@ -70,7 +70,7 @@ def tiny_model(family):
     return getattr(transformers, model)(getattr(transformers, config)(**shape)).eval()
 
 
-# Files that take longest, first, so that two workers end together (with --dist loadfile).
+# Files that take longest, first, so that all workers end together (with --dist loadfile).
 LONGEST = [
     "sweep",
     "audit",

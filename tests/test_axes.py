@@ -220,9 +220,9 @@ def test_no_token_is_generated_after_an_end(smollm2):
     "Prompts of several levels, in small pieces and rows: fewer tokens computed, same answers"
     model, tokenizer = smollm2
     data = load_questions("facts", max_eval=3, kind="capital")
-    shown = [with_passages(data, q, n, 1) for q in data.asked for n in (0, 1, 2, 4)]
+    shown = [with_passages(data, q, n, 1) for q in data.asked for n in (0, 1, 3)]
     prompts = []
-    for passages, q in zip(shown, [q for q in data.asked for _ in range(4)], strict=True):
+    for passages, q in zip(shown, [q for q in data.asked for _ in range(3)], strict=True):
         prompts.append(prompt(q, passages=passages))
     ids = [tuple(tokenizer(p)["input_ids"]) for p in prompts]
     ends, scorer = scoring._ending(model, tokenizer), Scorer(model)
@@ -230,7 +230,7 @@ def test_no_token_is_generated_after_an_end(smollm2):
     for tokens in whole.values():
         assert len(tokens) == 10 or ends(tokens[-1])
         assert not any(map(ends, tokens[:-1]))
-    assert scorer.computed < 0.8 * sum(map(len, ids))
+    assert scorer.computed < 0.9 * sum(len(i) + len(whole[i]) for i in ids)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "_PIECE", 48)
         assert dict(scorer._continue(ids, 10, 1 << 30, ends)) == whole
