@@ -536,7 +536,7 @@ def make_plan(
 
 # %% ../../nbs/52_grid.ipynb #4fb1b78c
 _COSTLY = dict(model=8, task=4, max_length=2, recipe=2, options=2, passages=2, shots=2, style=2)
-_COSTLY |= dict(method=1, mode=1, batch_size=1)
+_COSTLY |= dict(precision=2, method=1, mode=1, batch_size=1)
 _STARTING = 1.5  # seconds that a record does not know of
 
 
@@ -546,8 +546,10 @@ def _work(config):
     if config.experiment != "02_glue":
         return evaluated * max(1, len(config.levels)) * getattr(config, "draws", 1)
     official = TASKS[config.task].rows.get("train", 10_000)
-    trained = min(config.max_train or official, official)
-    return config.epochs * config.data_share * trained + 0.3 * evaluated
+    trained = config.epochs * config.data_share * min(config.max_train or official, official)
+    if config.steps:  # updates, however few the examples are
+        trained = config.steps * config.batch_size
+    return trained + 0.3 * evaluated
 
 # %% ../../nbs/52_grid.ipynb #3454fb82
 def _alike(a, b):
