@@ -429,7 +429,7 @@ def test_a_level_that_does_not_fit_is_left_out_whole(runs, monkeypatch):
         ("03_options", ["shots=1000"], "shots=1000 demonstrations are impossible"),
         ("06_qa_format", ["max_eval=1"], "max_eval=1 leaves no standard error"),
         ("05_kshot", ["shot=4"], "did you mean 'shots'?"),
-        ("06_qa_format", ["task=squad"], "has no both options and free answers"),
+        ("06_qa_format", ["task=squad"], "has no questions with both options and free answers"),
         ("06_qa_format", ["method=rtn", "bits=0"], "bits=0 is out of range"),
         ("06_qa_format", ["score=acc"], "unknown score 'acc'"),
     ],

@@ -314,7 +314,7 @@ def machine_precision(
     asked: str = "auto",  # 'auto', 'bf16' or 'fp32'
 ) -> str:  # 'bf16' or 'fp32'
     "Resolve a precision on this machine, in most cases without torch"
-    return _hardware_precision() if asked == "auto" else asked
+    return _hardware_precision() if asked == "auto" else resolve_precision(asked)
 
 # %% ../../nbs/10_config.ipynb #fc714f8f
 @patch

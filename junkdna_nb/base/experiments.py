@@ -177,13 +177,13 @@ def _check_training(c):
         raise StudyError(f"{what} (allowed: dynamics=False)")
     if c.dynamics and c.save_steps:
         raise StudyError(
-            "save_steps must be 0 with dynamics=True: "
-            "the epochs before an interruption would be lost"
+            f"save_steps={c.save_steps} with dynamics=True would lose the epochs before an "
+            "interruption (allowed: 0)"
         )
     if c.recipe == "reference" and c.mode == "dense_frozen" and c.save_steps:
         raise StudyError(
-            "save_steps must be 0 with recipe='reference' and mode='dense_frozen': "
-            "the values it restores are not in its checkpoints"
+            f"save_steps={c.save_steps} with recipe='reference' and mode='dense_frozen' would lose "
+            "the values it restores, which are not in its checkpoints (allowed: 0)"
         )
     if c.inputs == "none" and c.input_share < 1:
         what = f"input_share={c.input_share} has no words to keep with inputs='none'"
@@ -265,7 +265,7 @@ class _DecoderParameters(Compressed):
     model: str = param("smollm2", check=check_model_name)  # alias, mirrored model or hub id
     method: str = param("magnitude", choices=_DECODER_METHODS)  # none: the dense model
     sparsity: float = param(0.3, "[0, 1)")  # unstructured: share of the prunable weights removed
-    kind: str = param("all")  # one relation of facts or subject of mmlu only
+    kind: str = param("all")  # a relation of facts, subject of mmlu or article of squad
     score: str = param("per_character", choices=SCORE_NAMES)  # which score of an option decides
     template: str = param("plain", choices=TEMPLATES)  # plain, or the model's chat template
     max_eval: int = param(200, "[0, 1000000000]")  # cap on the questions; 0: all
@@ -296,10 +296,11 @@ def _check_levels(config):
     ascending = levels == sorted(set(levels))
     if levels and ascending and levels[0] >= config.lowest:
         return
-    example = getattr(type(config)(), config.axis)
+    example = "2 4 8" if config.every else getattr(type(config)(), config.axis)
+    every = ", or 'all'" if config.every else ""
     raise StudyError(
         f"{config.axis}={text!r} is not a list of levels (allowed: "
-        f"ascending whole numbers from {config.lowest}, such as '{example}')"
+        f"ascending whole numbers from {config.lowest}, such as '{example}'{every})"
     )
 
 # %% ../../nbs/18_experiments.ipynb #efe80e5b
@@ -439,7 +440,7 @@ class FormatConfig(DecoderConfig):
     "Parameters of 06_qa_format: the same facts asked openly and as multiple choice"
 
     experiment = "06_qa_format"
-    lacking = "both options and free answers"
+    lacking = "questions with both options and free answers"
     options: int = param(4, "[2, 1000]")  # of a multiple-choice question
     distractors: int = param(0, "[0, 4294967295]", later=True)  # draw of the wrong options
     style: str = param("cloze", choices=_STYLES)  # how options are shown

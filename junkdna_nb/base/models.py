@@ -166,7 +166,7 @@ def _mirrored(name):
 
 
 def model_version(name: str) -> str:
-    "Return a package's pinned hash, the content of a mirrored folder, or 'hub'"
+    "Return a package's pinned hash, that of a mirrored folder's weight files, or 'hub'"
     if name in ALIASES:
         return ALIASES[name].weights[:16]
     folder = _mirrored(name)

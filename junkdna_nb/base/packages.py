@@ -290,7 +290,9 @@ def open_dataset(
             return _load_hub(repo, config, part), f"{repo} on the hub"
     except Exception as e:
         if folder:
-            raise StudyError(f"{type(e).__name__} at {folder}") from None
+            said = (str(e).strip().splitlines() or [""])[0][:200]
+            how = f"{folder}, configuration {config!r}, cannot be read"
+            raise StudyError(f"{how} ({type(e).__name__}: {said})") from None
         missing = f"; {Path(mirror) / repo} does not exist" if mirror else ""
         raise StudyError(hub_reason(repo, e) + missing) from None
 
@@ -307,7 +309,7 @@ def open_task_data(
         return open_dataset(repo, config or None, part)
     except StudyError as e:
         raise StudyError(
-            f"data of task {task!r} was not found ({e}). Supply it in one of three ways: "
+            f"data of task {task!r} could not be opened ({e}). Supply it in one of three ways: "
             f"use a packaged task ({', '.join(packaged)}), point JUNKDNA_MIRROR to a folder "
             f"that holds {repo}, or run where the hub can be reached"
         ) from None

@@ -158,7 +158,7 @@ def _stage(path, data):
 def write_atomic(
     *files,  # (path, bytes) pairs; the last one is absent while the others are renamed
 ):
-    "Write files so that readers, and a kill at any moment, see old content or new"
+    "Write files so that readers, and a kill at any moment, see old content or new, or no last one"
     staged = {}
     try:
         # 1. everything is on the disk before anything is visible

@@ -167,6 +167,9 @@ def chance_level(
     "Score a constant answer chosen without the evaluation labels"
     import numpy as np
 
+    if majority is None and metric in ("accuracy", "macro_f1"):
+        what = f"majority=None gives no chance level of {metric}"
+        raise StudyError(f"{what} (allowed: the most frequent class of the training data)")
     if metric == "accuracy":
         return float((labels == majority).mean())
     if metric == "macro_f1":
@@ -859,12 +862,15 @@ def _own_parts(task):
 # %% ../../nbs/15_tasks.ipynb #338185cc
 def rater_agreement(
     ratings,  # one list of numbers per sentence
-) -> list:  # one number in [0, 1] per sentence
+) -> list:  # one number in [0, 1] per sentence; NaN for one rating
     "Measure how often one rater's sign agrees with that of the others' mean (a tie counts half)"
     import numpy as np
 
     agreed = []
     for r in ratings:
+        if len(r) < 2:  # there are no others
+            agreed.append(float("nan"))
+            continue
         r = np.asarray(r, float)
         others = (r.sum() - r) / (len(r) - 1)
         agreed.append(float(np.where(r * others == 0, 0.5, r * others > 0).mean()))
@@ -872,10 +878,10 @@ def rater_agreement(
 
 # %% ../../nbs/15_tasks.ipynb #f65705f7
 def rater_accuracy(ratings) -> tuple:  # (accuracy, standard error over sentences)
-    "Average `rater_agreement` over items"
+    "Average `rater_agreement` over the items of two ratings or more"
     import numpy as np
 
-    agreed = rater_agreement(ratings)
+    agreed = [a for a in rater_agreement(ratings) if a == a]
     se = float(np.std(agreed, ddof=1) / len(agreed) ** 0.5) if len(agreed) > 1 else 0.0
     return float(np.mean(agreed)), se
 
@@ -970,9 +976,11 @@ def _summed_scores(counts, scores, resamples=500):
 def human_scores(task: Task, part: Part) -> dict:  # metric -> dict(value, se, source)
     "Give human performance on the items of `part`: computed from ratings, else as published"
     told = {m: dict(value=v, se=None, source=task.human_source) for m, v in task.human.items()}
-    if not part.ratings:
+    if not any(map(len, part.ratings or ())):
         return told
     if task.rating_rule == "sign":
+        if all(len(r) < 2 for r in part.ratings):
+            return told
         source = "computed: one rater against the mean of the others, same sentences"
         found = {"accuracy": rater_accuracy(part.ratings)}
     else:

@@ -162,9 +162,9 @@ def load_text(
 ) -> Calibration:
     "Cut shuffled documents into windows of equal length"
     _check_length(tokenizer, length)
-    texts, origin = documents(source, part)
     frame = _frame(tokenizer)
     room = _room(tokenizer, frame, windows, length)
+    texts, origin = documents(source, part)
     stream = _stream(tokenizer, texts, frame, windows * room, seed)
     n = min(windows, len(stream) // room)
     if n == 0 or not _usable(tokenizer, stream, frame):

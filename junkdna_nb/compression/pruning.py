@@ -49,7 +49,7 @@ def wanda(
     norms,  # (inputs,) norms of the input features
     target: Target,
 ) -> Pruned:
-    "Choose masks by Wanda (Sun et al. 2023, equation 1)"
+    "Choose masks by Wanda (Sun et al. 2024, equation 1)"
     return Pruned(*target.select([m.abs().double() * norms for m in matrices]))
 
 # %% ../../nbs/23_pruning.ipynb #dcba808d
@@ -74,20 +74,20 @@ def inverse_factor(
 ) -> InverseFactor:
     "Factor the inverse of the damped hessian; `StudyError` if no damping suffices"
     dead, mean = hessian.diagonal() == 0, float(hessian.diagonal().mean())
+    place = torch.empty_like(hessian).T  # in columns, as LAPACK wants it
+    failed = torch.empty((), dtype=torch.int32, device=hessian.device)
     for share in DAMPING:
-        damped = hessian.clone()
-        damped.diagonal()[dead] = 1
-        damped.diagonal().add_(share * mean)
-        # H = LL', then the inverse from L, then U'U = the inverse.
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        place.copy_(hessian)
+        place.diagonal()[dead] = 1
+        place.diagonal().add_(share * mean)
+        # H = LL', then the inverse from L, then U'U = the inverse: each in the place of the last.
+        torch.linalg.cholesky_ex(place, out=(place, failed))
         if failed:
             continue
-        del damped  # each of these is as large as the hessian
-        inverse = torch.cholesky_inverse(factor)
-        del factor
-        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-        if not failed and bool(torch.isfinite(upper).all()):
-            return InverseFactor(upper, share, dead)
+        torch.cholesky_inverse(place, out=place)
+        torch.linalg.cholesky_ex(place, upper=True, out=(place, failed))
+        if not failed and bool(torch.isfinite(place).all()):
+            return InverseFactor(place, share, dead)
     raise StudyError(
         "the inputs of a layer are too degenerate: no Cholesky factor with damping "
         f"up to {DAMPING[-1]} of the mean diagonal"

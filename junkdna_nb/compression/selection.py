@@ -512,8 +512,8 @@ def _select_rows(x, sparsity, absolute):
         return mask.to(x.device), 0
     out = mask.numpy().reshape(-1)
     for at, v in _blocks(x, absolute):
-        if not np.isfinite(v).all():
-            raise StudyError(_NOT_FINITE)
+        if not np.isfinite(v).all() or v.min() < 0:
+            raise StudyError(_NOT_FINITE if absolute else _NOT_A_SCORE)
         pruned, tied = prune_rows(v.reshape(-1, x.shape[1]), k)
         np.logical_not(pruned, out=out[at : at + len(v)].reshape(pruned.shape))
         ties += tied
@@ -593,8 +593,8 @@ def _fill_n_of_m(x, mask, n_kept, m_group, absolute):
     out = mask.numpy()
     spans = [(0, whole, m_group), (whole, cols, cols - whole)]  # first, last + 1, group
     for at, v in _blocks(x, absolute) if x.numel() else ():
-        if not math.isfinite(v.max()) or not math.isfinite(v.min()):
-            raise StudyError(_NOT_FINITE)
+        if not (math.isfinite(v.max()) and v.min() >= 0):
+            raise StudyError(_NOT_FINITE if absolute else _NOT_A_SCORE)
         v = v.reshape(-1, cols)
         block = out[at // cols : at // cols + len(v)]
         for first, end, size in spans:
@@ -607,7 +607,7 @@ def _fill_n_of_m(x, mask, n_kept, m_group, absolute):
 
 # %% ../../nbs/21_selection.ipynb #22057cd0
 def n_of_m(
-    scores: list,  # of (outputs, inputs) tensors
+    scores: list,  # of (outputs, inputs) tensors, finite, and 0 or more unless `absolute`
     n_kept: int,  # weights kept in each group
     m_group: int,  # consecutive weights in a group, along the inputs
     absolute: bool = False,  # the score is |x|

@@ -252,9 +252,10 @@ def _none_left(config: DecoderConfig, data: QuestionData) -> StudyError:
             f"the questions of task {task!r} come without passages here ({data.origin})"
         )
     if config.experiment == "04_context":
+        most = max(1, len(data.library) - config.shots)
         return StudyError(
-            f"passages={config.passages!r}: no question of kind {kind!r} has so many "
-            f"others without its answer (allowed: at most {len(data.library)})"
+            f"passages={config.passages!r}: no question of kind {kind!r} has so many others "
+            f"without its answer (allowed: at most {most} beside {config.shots} demonstrations)"
         )
     most = max(len(q.options) for q in data.asked)
     return StudyError(

@@ -693,10 +693,13 @@ def _row(c: Claim, e: Evidence, decided: dict, family: int, study: Study) -> Row
     level = ALPHA if c.role == "check" else ALPHA / max(1, family)
     test = _tested(c, e, decided)
     power, detectable = _power(c, e.main, level)
+    verdict = verdict_of(c, e, test.rejected, level)
+    if "closed" in test.reason:  # it was not tested
+        verdict = "inconclusive"
     return Row(
         claim=c,
         evidence=e,
-        verdict=verdict_of(c, e, test.rejected, level),
+        verdict=verdict,
         p=test.p_adjusted,
         reason=test.reason,
         power=power,

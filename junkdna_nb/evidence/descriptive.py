@@ -407,7 +407,8 @@ def difficulty_table(study: Study) -> pd.DataFrame:
     for u in sorted(usability(list(tasks.values())), key=lambda u: u.signal):
         task = tasks[u.task]
         row = {"task": u.task, "texts": 2 if task.pair else 1, "metric": task.metric}
-        row |= {"dense signal": u.signal, "usable": "yes" if u.usable else "no"}
+        row["dense signal"] = -dense_difficulty(task, mean_of(at("sparse")))
+        row["usable"] = "yes" if u.usable else "no"
         rows.append(row | measures_of(task, special.get(u.task, {})))
     return pd.DataFrame(rows)
 

@@ -87,6 +87,8 @@ def read_lock(root=None) -> dict:
 def write_lock(root=None) -> Path:
     "Freeze what there is now"
     root = Path(root or project_root())
+    if (root / _LOCK).is_file() and (hidden := undeclared(root)):
+        raise StudyError(f"{', '.join(hidden)} changed without an entry under Deviations")
     lines = [
         "# What was settled before the confirmatory runs (SHA-256). See nbs/01_protocol.ipynb."
     ]

@@ -203,7 +203,8 @@ SMALLEST = 5  # tasks; fewer are not tested
 class Ordered:
     """How drop depends on difficulty over k tasks: a tau or a slope, and its two-sided p of 0.
 
-    `se`, interval and p are None for fewer than 5 tasks or where one side is constant.
+    `se` and interval are None for fewer than 5 tasks, where one side is constant and for a perfect
+    order; p too, except for a perfect order.
     """
 
     estimate: float

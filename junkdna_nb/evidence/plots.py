@@ -240,12 +240,15 @@ def about(curves: list) -> str:
         seeds += curve.seeds
     tasks = [c.k for c in curves]
     several = f"; {_range(tasks)} sources of tasks" if max(tasks) > 1 else ""
-    over = "tasks, " if several else ""
-    over += "items and seeds" if max(seeds) > 1 else "items"
+    over = "items and seeds" if max(seeds) > 1 else "items"
+    bars = f"over {over}"
+    if several:  # some curves are means over tasks, perhaps all
+        bars = f"over tasks, {over}"
+        if min(tasks) == 1:
+            bars = f"of tasks over {over}, of means over tasks, {over}"
     plural = "seeds" if max(seeds) > 1 else "seed"
     return (
-        f"n = {_range(items)} items, {_range(seeds)} {plural}{several}; "
-        f"bars: 95 % intervals over {over}"
+        f"n = {_range(items)} items, {_range(seeds)} {plural}{several}; bars: 95 % intervals {bars}"
     )
 
 # %% ../../nbs/46_plots.ipynb #21957c7a
@@ -256,7 +259,9 @@ def _cut_bars(axes, curves: list, values=lambda drop: drop) -> str:
     low, high = axes[0].get_ylim()
     new = max(low, shown.min() - room), min(high, shown.max() + room)
     axes[0].set_ylim(*new)
-    return "" if new == (low, high) else "; longer bars are cut"
+    ends = np.concatenate([values(np.concatenate([c.low, c.high])) for c in curves])
+    cut = np.nanmin(ends) < new[0] or np.nanmax(ends) > new[1]
+    return "; longer bars are cut" if cut else ""
 
 # %% ../../nbs/46_plots.ipynb #c3c6f335
 DROP_NAMES = {

@@ -461,10 +461,8 @@ def is_old(record: dict) -> bool:
 # %% ../../nbs/43_study.ipynb #997dff13
 # fmt: off
 _VARIED = {
-    "mode", "method", "pattern", "sparsity", "granularity", "n_kept", "m_group", "bits",
-    "group_size", "symmetric", "calibration", "calibration_windows", "calibration_length", "seed",
-    "precision", "save_steps", "memory_mb", "data_share", "input_share", "steps", "epochs",
-    "distractors",
+    "mode", "method", "pattern", "sparsity", "n_kept", "m_group", "bits", "seed", "precision",
+    "save_steps", "memory_mb", "data_share", "input_share", "steps", "epochs", "distractors",
 }
 # fmt: on
 

@@ -170,7 +170,7 @@ def claim_report(row: Row) -> str:
     if e.main is not None:
         lines += [_scale_line(scale, e.on[scale]) for scale in SCALES if scale in e.on]
         lines += _basis_lines(row)
-    return "\n".join([*lines, f"command    {c.command}"])
+    return "\n".join([*lines, f"command    {c.command} (the full design, on new tasks)"])
 
 # %% ../../nbs/45_tables.ipynb #ca8a787d
 _HEADS = {

@@ -582,9 +582,9 @@ def searches(self: Progress) -> dict:
 # %% ../../nbs/56_audit.ipynb #56000096
 @patch
 def todo(self: Progress) -> list:
-    "(route, configuration) of the runs that come next, each once"
+    "(route, configuration) of the runs that come next, each once; least known routes first"
     found = {}
-    for route, search in self.searches().items():
+    for route, search in sorted(self.searches().items(), key=lambda item: len(item[1].known)):
         if route in self.given_up:
             continue
         for level, draw in search.todo():
@@ -643,12 +643,13 @@ class _Budget:
 
 
 def _batch(progress, budget, slots) -> list:
-    "Tasks of the next round that fit the time, baselines first"
+    "Tasks of the next round that fit the time, baselines first, for all slots alike"
     asked = progress.todo()
     points = [Point(config, _changed(config), "audit", "audit") for _, config in asked]
     tasks, _ = make_plan(points, machine=progress.precision)
     estimate(tasks)
-    return tasks[: affordable([t.seconds for t in tasks], budget.left, slots)]
+    count = affordable([t.seconds for t in tasks], budget.left, slots)
+    return tasks[: count - count % slots if count > slots else count]
 
 # %% ../../nbs/56_audit.ipynb #56000111
 def _give_up(progress, failed: dict):
