@@ -73,6 +73,8 @@ _DASK = {"distributed.scheduler.allowed-failures": 3, "logging.distributed": "cr
 _DASK |= {
     f"distributed.worker.memory.{k}": False for k in ("spill", "target", "pause", "terminate")
 }
+_DASK |= {f"distributed.{k}.enabled": False for k in ("worker.profile", "admin.system-monitor.gil")}
+_DASK |= {"distributed.admin.tick.interval": "500ms"}
 _DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
