@@ -473,7 +473,11 @@ def found_in_short(both: list) -> str:
     "Say in three sentences what the primary claims came to, as Markdown"
     lines = [_decided(population) for population in both]
     shown = shown_first(both)
-    row = shown.row("C1 steeper")
+    row, within = shown.row("C1 steeper"), shown.row("C4 data").evidence.main
     if row.evidence.main:
-        lines.append(f"- **Do harder tasks lose more?** On {shown.name}, {_harder_by_scale(row)}.")
+        line = f"- **Do harder tasks lose more?** On {shown.name}, {_harder_by_scale(row)}."
+        if within:
+            way = "more" if within.estimate > 0 else "less"
+            line += f" With less training data the same tasks lose {way}: {estimate_text(within)}."
+        lines.append(line)
     return "\n".join(lines)
