@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help glue test check format hooks readme lab bench execute verdict appendix clean
+.PHONY: help glue test test-notebooks test-units check format hooks readme lab bench execute verdict appendix clean
 
 help:
 	@echo "make glue      prune minilm to sparsity 0.8, fine-tune it on film reviews, compare with dense"
@@ -56,12 +56,18 @@ SPARSITY ?= 0.8
 glue: $(READY)
 	@$(BIN)/junkdna run 02_glue $(TASK_ARGS) $(ARGS) --own $(if $(FORCE),--force)
 
-# pytest executes 07 to 09 and index, and compares what they show. Its third worker works while others wait for processes.
 test: $(EVERY)
 	@touch $(DEV) $(BENCH) $(SITE)
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing --skip_file_re '^([_.]|0[789]_|index)'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 40
+	@$(MAKE) --no-print-directory -j 2 test-notebooks test-units
 	@$(MAKE) --no-print-directory check
+
+# Both at once: many tests wait for processes, and the notebooks do not. pytest executes 07 to 09 and index, and
+# compares what they show.
+test-notebooks: $(EVERY)
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 1 --do_print --timing --skip_file_re '^([_.]|0[789]_|index)'
+
+test-units: $(EVERY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 40
 
 # README.md is index.ipynb as Markdown, with the links made relative to the root.
 RENDER = $$BIN/jupyter-nbconvert --log-level ERROR --to markdown --no-input --stdout nbs/index.ipynb | sed -E 's|\]\(([0-9a-z_]+\.ipynb)|](nbs/\1|g; s|\]\(\.\./|](|g' | cat -s

@@ -637,8 +637,8 @@ def decoder():
     tokenizer = load_tokenizer(source)
     return (
         source,
-        load_text(tokenizer, windows=8, length=256),
-        load_text(tokenizer, part="held_out", windows=16, length=256),
+        load_text(tokenizer, windows=16, length=256),
+        load_text(tokenizer, part="held_out", windows=10, length=256),
     )
 
 

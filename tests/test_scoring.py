@@ -301,6 +301,6 @@ def test_a_missing_data_set_is_named(monkeypatch, tmp_path):
 
     questions._all_questions.cache_clear()
     with pytest.raises(
-        StudyError, match="data of task 'piqa' was not found .* use a packaged task"
+        StudyError, match="data of task 'piqa' could not be opened .* use a packaged task"
     ):
         load_questions("piqa")

@@ -154,7 +154,7 @@ def test_data_that_cannot_be_found(monkeypatch, tmp_path):
     monkeypatch.setenv("JUNKDNA_MIRROR", str(tmp_path))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.snapshot_download", _unreachable)
-    with pytest.raises(StudyError, match="data of task 'rte' was not found .* three ways"):
+    with pytest.raises(StudyError, match="data of task 'rte' could not be opened .* three ways"):
         load_task("rte")
 
 
