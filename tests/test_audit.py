@@ -22,7 +22,7 @@ from junkdna_nb.evidence.search import (
     seed_variance,
     simulate,
 )
-from junkdna_nb.machinery.audit import carry_out, make_audit, own_task
+from junkdna_nb.machinery.audit import Progress, _batch, _Budget, carry_out, make_audit, own_task
 from junkdna_nb.machinery.handover import _licence, hand_over, read_result, render
 
 LEVELS = np.arange(1, 20) / 20
@@ -302,3 +302,18 @@ def test_no_time_is_said(tmp_path):
     audit = make_audit("minilm", "movie", methods="rtn", max_train=64, max_eval=64)
     with pytest.raises(StudyError, match="time was up before the dense model was run"):
         hand_over(carry_out(audit, hours=1e-9))
+
+
+def test_no_slot_is_left_idle():
+    "Three dense runs and one of each route: what would run alone waits for the next round"
+    progress = Progress(make_audit("minilm", "movie", max_train=64, max_eval=64))
+    assert len(progress.todo()) == 6
+    for slots, count in ((1, 6), (2, 6), (4, 4), (5, 5), (8, 6)):
+        tasks = _batch(progress, _Budget(float("inf")), slots)
+        assert len(tasks) == count
+        assert [t.config.mode for t in tasks[:3]] == 3 * ["dense"]
+
+
+def test_damaged_result_is_none(tmp_path):
+    (tmp_path / "audit.json").write_text('{"done": tr')
+    assert read_result(tmp_path) is None and read_result(tmp_path / "nowhere") is None
