@@ -672,7 +672,7 @@ def audit(
     text2: str = "",  # second text of a pair
     label: str = "label",  # column of classes or scores
     tasks: str = "",  # your own table of tasks (JUNKDNA_TASKS)
-    max_train: int = 600,  # cap on training examples; 0: all
+    max_train: int = 800,  # cap on training examples; 0: all
     max_eval: int = 1000,  # cap on evaluated examples or questions; 0: all
     epochs: int = 2,  # passes over the training examples
     max_length: int = 64,  # tokens; longer texts are cut
