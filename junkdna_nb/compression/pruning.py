@@ -189,6 +189,7 @@ def sparsegpt(
     "Choose masks and repair weights by SparseGPT (Frantar & Alistarh 2023, algorithm 1)"
     factor = inverse_factor(hessian)
     sweep = _SparseGPT(matrices, factor, target)
+    del hessian, matrices  # as large as what was made of them
     group = target.m_group if target.pattern == "nm" else _COLUMNS
     obs_update(sweep.columns, factor.upper, group, sweep.decide)
     return Pruned(sweep.split(sweep.kept), sweep.ties, sweep.split(sweep.columns), factor.notes())
@@ -240,9 +241,13 @@ def _prune_blocks(model, weights, method, target, calibration, precision, progre
     kept, ties, notes = {}, 0, {}
     for block in iter_blocks(model, calibration, weights, method.statistic, precision):
         while block.groups:
-            group, statistic = block.groups.pop(0)
-            matrices = [w.oriented(w.param.detach()).float() for w in group]
-            pruned = method.function(matrices, statistic, target)
+            group = block.groups[0][0]
+            # handed over, so that the method can drop what it has used
+            pruned = method.function(
+                [w.oriented(w.param.detach()).float() for w in group],
+                block.groups.pop(0)[1],
+                target,
+            )
             ties += pruned.ties
             if pruned.notes:
                 notes[group[0].name] = pruned.notes
@@ -251,9 +256,10 @@ def _prune_blocks(model, weights, method, target, calibration, precision, progre
                 if pruned.weights is not None:
                     w.param.copy_(w.oriented(pruned.weights[i]))
                 zero_pruned_(w.param, kept[w.name])
+            del pruned  # before the next group
         if progress:
             progress(block.name, block.index + 1, block.total)
-        del block, matrices, statistic, pruned  # before the next block is measured
+        del block  # before the next one is measured
     return Pruned(kept, ties, notes=notes)
 
 # %% ../../nbs/23_pruning.ipynb #b4661d87

@@ -244,7 +244,8 @@ def _quantize_by_blocks(model, weights, statistic, grid, calibration, precision,
     "GPTQ in place, block by block: (codes by name, notes by first name of a group)"
     codes, notes = {}, {}
     for block in iter_blocks(model, calibration, weights, statistic, precision):
-        for members, hessian in block.groups:
+        while block.groups:
+            members, hessian = block.groups.pop(0)
             matrices = [w.oriented(w.param.detach()).float() for w in members]
             found, notes[members[0].name] = gptq(matrices, hessian, grid)
             for w, c in zip(members, found, strict=True):
