@@ -13,6 +13,7 @@ import yaml
 from conftest import ROOT
 from scipy import stats
 
+from junkdna_nb.base.config import StudyError
 from junkdna_nb.base.records import load_record, load_runs
 from junkdna_nb.base.tasks import TASKS
 from junkdna_nb.evidence.claims import (
@@ -21,11 +22,12 @@ from junkdna_nb.evidence.claims import (
     SPARSITIES,
     Evidence,
     OnScale,
+    _row,
     at,
     judge,
     verdict_of,
 )
-from junkdna_nb.evidence.freeze import changed, frozen_parts, undeclared, write_lock
+from junkdna_nb.evidence.freeze import changed, frozen_parts, read_lock, undeclared, write_lock
 from junkdna_nb.evidence.study import Run, Study, TaskRuns, is_old
 from junkdna_nb.evidence.tables import claim_report, in_columns, verdict_table
 
@@ -174,6 +176,20 @@ def test_a_primary_claim_in_the_wrong_direction_opens_no_gate():
         assert rows["C2 irreversible"].verdict == ("supported" if opens else "contradicted")
         second = rows["C2 irreversible at 0.6"]
         assert (second.p is not None) == opens and ("closed" in second.reason) != opens
+
+
+@pytest.mark.parametrize(
+    "name, signal, alone",
+    [
+        ("C2 irreversible at 0.6", 0.005, "equivalent"),
+        ("C6 flat", MARGIN + 0.1, "contradicted"),
+    ],
+)
+def test_nothing_behind_a_closed_gate_is_decided(name, signal, alone):
+    claim, evidence = CLAIMS[name], on_scales(signal, 0.1)
+    assert verdict_of(claim, evidence, False, 0.05 / 7) == alone
+    row = _row(claim, evidence, {}, 7, Given([]))
+    assert (row.verdict, row.p) == ("inconclusive", None) and "closed" in row.reason
 
 
 def test_small_calibration_has_no_false_support():
@@ -392,8 +408,17 @@ def test_a_change_is_reported_unless_it_is_declared(tree, part, name, old, new):
     declare(tree, part)  # without the hash, or with that of another change
     declare(tree, f"{part} 00000000")
     assert undeclared(tree) == [part]
+    with pytest.raises(StudyError, match=f"{part} changed without an entry under Deviations"):
+        write_lock(tree)
     declare(tree, f"tasks 00000000, {part} {frozen_parts(tree)[part][:8]}")
     assert undeclared(tree) == [] and changed(tree) == [part]
+    write_lock(tree)
+    assert changed(tree) == []
+
+
+def test_the_page_about_the_lock_shows_the_lock():
+    shown = (ROOT / "nbs/47_freeze.ipynb").read_text()
+    assert all(digest[:12] in shown for digest in read_lock().values())
 
 
 def test_sparsities_are_those_of_the_grid():

@@ -350,6 +350,13 @@ def test_keys_of_odd_numbers():
                 )
     with pytest.raises(StudyError, match="a score is negative"):
         selection.nested_smallest([torch.tensor([[1.0, -0.5, 2.0]])], [1])
+    signed = [torch.tensor([[1.0, -0.5, 2.0, 3.0]])]
+    for per in ("global", "layer", "row", "erk"):
+        with pytest.raises(StudyError, match="a score is negative"):
+            smallest(signed, 0.5, per)
+    with pytest.raises(StudyError, match="a score is negative"):
+        n_of_m(signed, 2, 4)
+    assert n_of_m(signed, 2, 4, absolute=True)[0][0].tolist() == [[False, False, True, True]]
 
 
 def test_a_bracket_that_misses_is_noticed(monkeypatch):

@@ -976,11 +976,10 @@ def _summed_scores(counts, scores, resamples=500):
 def human_scores(task: Task, part: Part) -> dict:  # metric -> dict(value, se, source)
     "Give human performance on the items of `part`: computed from ratings, else as published"
     told = {m: dict(value=v, se=None, source=task.human_source) for m, v in task.human.items()}
-    if not any(map(len, part.ratings or ())):
+    fewest = 2 if task.rating_rule == "sign" else 1  # ratings of an item that counts
+    if all(len(r) < fewest for r in part.ratings or ()):
         return told
     if task.rating_rule == "sign":
-        if all(len(r) < 2 for r in part.ratings):
-            return told
         source = "computed: one rater against the mean of the others, same sentences"
         found = {"accuracy": rater_accuracy(part.ratings)}
     else:
