@@ -9,10 +9,19 @@ import pytest
 from conftest import ROOT
 
 from junkdna_nb.base.experiments import GlueConfig, OptionsConfig
-from junkdna_nb.base.records import new_record, save_record
+from junkdna_nb.base.records import load_record, new_record, save_record
 from junkdna_nb.evidence.claims import CLAIMS, DATA_LEVELS, WORD_LEVELS, contrast_of
-from junkdna_nb.evidence.study import Run, Study, average, mean_of, orders, task_effect, usability
-from junkdna_nb.machinery.grid import read_grid
+from junkdna_nb.evidence.study import (
+    Run,
+    Study,
+    average,
+    mean_of,
+    orders,
+    settings_of,
+    task_effect,
+    usability,
+)
+from junkdna_nb.machinery.grid import _work, read_grid
 
 N = 200
 LABELS = np.arange(N) % 2
@@ -207,3 +216,20 @@ def test_what_claims_ask_for_is_in_the_grid():
     reduced, _ = read_grid(ROOT / "nbs/configs/reduced.yaml")
     assert {p.config.replace(precision="bf16").digest for p in reduced} <= known
     assert {p.config.precision for p in reduced} == {"fp32"}
+
+
+def test_other_ways_to_prune_are_other_settings(committed):
+    "The newest record of one setting counts; one of another granularity is no such record"
+    record = load_record(next((committed / "02_glue").glob("*-sparse-*.json")))
+    for name, other in dict(granularity="layer", group_size=0, calibration="mine.txt").items():
+        changed = record | dict(config=record["config"] | {name: other})
+        assert settings_of(changed) != settings_of(record), name
+    again = record | dict(config=record["config"] | dict(seed=7, sparsity=0.1))
+    assert settings_of(again) == settings_of(record)
+
+
+def test_work_is_counted_in_updates_where_they_are_given():
+    whole = GlueConfig.make(max_train=2000, epochs=2, max_eval=1000)
+    few = whole.replace(data_share=0.1, steps=125)  # 125 batches of 32 are two epochs of 2,000
+    assert _work(few) == pytest.approx(_work(whole))
+    assert _work(whole.replace(data_share=0.1)) < _work(whole) / 3
