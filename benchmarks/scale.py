@@ -4,10 +4,11 @@ Random bf16 weights in the shapes of decoders with 135 M, 360 M and 1.1 B parame
 process of its own. Calibrated methods do the same work in every block: `--blocks` of them are run,
 and their seconds are scaled to all. Seconds are the processor's, of all threads, so that a machine
 that does other things gives the same; wall seconds stand beside them.
-Memory is what the process held at most above the model: `peak` with what is kept (masks or codes, a
-byte a weight), `beside` without it. `one block` is what a calibrated method may need: a block in
-float32, its largest Hessian with three factors, and the hidden states of the text. An exponent is
-the slope of log seconds over log prunable weights. --quick 1: the two smaller models, two blocks.
+Memory is what the process held at most above the model: `peak` with what is kept (masks, a bit a
+weight, or codes, a byte), `beside` without it. `one block` is what a calibrated method may need: a
+block in float32, its largest Hessian with three factors, and the hidden states of the text. An
+exponent is the slope of log seconds over log prunable weights. --quick 1: the two smaller models,
+two blocks.
 """
 
 import json
@@ -80,13 +81,14 @@ def measure(name, size, blocks):
     report = compress(model, how.pop("method", name), **how, calibration=text, progress=False)
     seconds, share = time.process_time() - start, len(model.model.layers) / SIZES[size][2]
     weights = sum(w.param.numel() for w in prunable(model))
+    kept = weights // 8 if report.masks else weights
     print(
         json.dumps(
             dict(
                 seconds=seconds / share,
                 wall=report.seconds / share,
                 peak=report.peak_memory_bytes,
-                kept=weights,
+                kept=kept,
                 weights=2 * sum(p.numel() for p in model.parameters()),
                 prunable=round(weights / share),
                 one_block=one_block(model, args.windows * args.length),
@@ -114,11 +116,12 @@ def exponent(rows):
 def report(name, size, row):
     "One line on a run"
     beside, ns = row["peak"] - row["kept"], 1e9 * row["seconds"] / row["prunable"]
+    share = row["peak"] / row["weights"]
     limit = f", one block {row['one_block'] / 1e6:.0f} MB" if name in CALIBRATED else ""
     print(
         f"{name:9} {size:5} M: {row['seconds']:7.1f} s ({row['wall']:.1f} s wall), {ns:6.1f} ns a "
-        f"weight; weights {row['weights'] / 1e6:.0f} MB, peak {row['peak'] / 1e6:.0f} MB, beside "
-        f"{beside / 1e6:.0f} MB ({beside / row['weights']:.3f}){limit}",
+        f"weight; weights {row['weights'] / 1e6:.0f} MB, peak {row['peak'] / 1e6:.0f} MB "
+        f"({share:.3f}), beside what is kept {beside / 1e6:.0f} MB{limit}",
         flush=True,
     )
 
@@ -140,8 +143,7 @@ def main():
     blocks = [row for (name, _), row in found.items() if name in CALIBRATED]
     closing(
         time_exponent=max(results[f"exponent_{name}"] for name in free),
-        peak_over_weights=max((r["peak"] - r["kept"]) / r["weights"] for r in rows),
-        peak_with_masks=max(r["peak"] / r["weights"] for r in rows),
+        peak_over_weights=max(r["peak"] / r["weights"] for r in rows),
         peak_over_one_block=max((r["peak"] - r["kept"]) / r["one_block"] for r in blocks),
         **results,
     )

@@ -15,7 +15,7 @@ from junkdna_nb.base.config import StudyError
 from junkdna_nb.compression import selection
 from junkdna_nb.compression.masks import Masks, certify, hash_weights, prunable
 from junkdna_nb.compression.pruning import make_masks
-from junkdna_nb.compression.selection import n_of_m, prune_count, smallest
+from junkdna_nb.compression.selection import Target, n_of_m, prune_count, smallest
 
 # Few distinct values, so that ties and zeros are the rule and not the exception.
 tied = st.sampled_from([0.0, 0.25, 0.5, 0.5, 1.0, 2.0])
@@ -101,6 +101,22 @@ def test_n_of_m_equals_the_oracle(scores, nm):
                 )
                 expected |= oracle_prune(group, len(group) - keep)
     assert positions(masks) == expected
+
+
+PATTERNS = [Target(sparsity=0.37, granularity=per) for per in selection.GRANULARITIES]
+PATTERNS += [Target(sparsity=0.37, rule="strict"), Target("nm", n_kept=2, m_group=3)]
+
+
+@settings(deadline=None, max_examples=100)
+@given(tensors(), st.sampled_from(PATTERNS))
+def test_packed_masks_are_the_same_bits(scores, target):
+    (masks, ties), (packed, found) = target.select(scores), target.select(scores, packed=True)
+    assert ties == found and len(packed) == len(masks)
+    for mask, bits in zip(masks, packed, strict=True):
+        assert bits.flags().equal(mask) and bits.shape == mask.shape
+        assert bits.count() == int(mask.sum()) and len(bits.packed) == -(-mask.numel() // 8)
+    with pytest.raises(StudyError, match=r"packed=True with 2 levels \(allowed: one\)"):
+        selection.nested_smallest(scores, [0, 0], packed=True)
 
 
 def authors_masks(scores, sparsity):
@@ -236,6 +252,17 @@ def test_saved_masks_are_bound_to_their_weights(tmp_path, how):
         Masks.load(path)
 
 
+def test_bits_behind_the_last_flag_are_refused(tmp_path):
+    "Three rows of three flags fill nine bits of two bytes"
+    path, how = tmp_path / "masks.safetensors", dict(weights_sha256="0")
+    masks = Masks(dict(w=torch.eye(3, dtype=torch.bool)), how)
+    masks.save(path)
+    assert Masks.load(path).equal(masks) and masks.bits["w"].packed.tolist() == [0x88, 0x80]
+    path.write_bytes(path.read_bytes()[:-1] + b"\x81")
+    with pytest.raises(StudyError, match="cannot be read: bits are set behind the last flag"):
+        Masks.load(path)
+
+
 def test_the_certificate_tells_the_truth():
     "It must notice one weight that came back, and count what is there rather than what was asked."
     model = tiny_model("bert")
@@ -324,6 +351,8 @@ def test_sampled_brackets_give_the_same_masks(monkeypatch, kind, aside):
         assert all(torch.equal(m > i, e) for m, e in zip(levels, expected, strict=False)), (kind, k)
         one = selection.nested_smallest(scores, [k], absolute=True).kept
         assert all(torch.equal(m.view(torch.bool), e) for m, e in zip(one, expected, strict=False))
+        one = selection.nested_smallest(scores, [k], absolute=True, packed=True).kept
+        assert all(torch.equal(b.flags(), e) for b, e in zip(one, expected, strict=True))
 
 
 def test_keys_of_odd_numbers():

@@ -19,6 +19,7 @@ from ..base.config import StudyError, nearest
 from ..base.text import Calibration
 from .calibration import iter_blocks
 from junkdna_nb.compression.masks import (
+    Bits,
     Masks,
     hash_weights,
     kept_in_group,
@@ -237,7 +238,7 @@ def all_finite(
 # %% ../../nbs/23_pruning.ipynb #602038f4
 @torch.no_grad()
 def _prune_blocks(model, weights, method, target, calibration, precision, progress) -> Pruned:
-    "Prune in place, block by block; `kept` maps names to flags of the stored shape"
+    "Prune in place, block by block; `kept` maps names to `Bits` of the stored shape"
     kept, ties, notes = {}, 0, {}
     for block in iter_blocks(model, calibration, weights, method.statistic, precision):
         while block.groups:
@@ -252,10 +253,11 @@ def _prune_blocks(model, weights, method, target, calibration, precision, progre
             if pruned.notes:
                 notes[group[0].name] = pruned.notes
             for i, w in enumerate(group):
-                kept[w.name] = w.oriented(pruned.kept[i]).contiguous()
                 if pruned.weights is not None:
                     w.param.copy_(w.oriented(pruned.weights[i]))
-                zero_pruned_(w.param, kept[w.name])
+                flags = w.oriented(pruned.kept[i]).contiguous()
+                zero_pruned_(w.param, flags)
+                kept[w.name] = Bits.of(flags)
             del pruned  # before the next group
         if progress:
             progress(block.name, block.index + 1, block.total)
@@ -285,10 +287,11 @@ def _calibrated(model, weights, method, target, reading, apply) -> Pruned:
 # %% ../../nbs/23_pruning.ipynb #3551d170
 def _scored(weights, method, target, seed) -> Pruned:
     "Prune by a method that needs nothing but the weights"
-    kept, ties = target.select(*method.function(weights, seed))
-    names = [w.name for w in weights]
-    flags = [w.oriented(m).contiguous() for w, m in zip(weights, kept, strict=True)]
-    return Pruned(dict(zip(names, flags, strict=True)), ties)
+    kept, ties = target.select(*method.function(weights, seed), packed=True)
+    stored = {}
+    for w, bits in zip(weights, kept, strict=True):
+        stored[w.name] = Bits.of(w.oriented(bits.flags())) if w.transposed else bits
+    return Pruned(stored, ties)
 
 # %% ../../nbs/23_pruning.ipynb #42d4eec7
 def _resolve(method, pattern, sparsity, granularity, n_kept, m_group, rule) -> Target:

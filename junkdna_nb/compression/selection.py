@@ -7,6 +7,7 @@ __all__ = ['GRANULARITIES', 'RULES', 'PATTERNS', 'prune_count', 'Nested', 'neste
            'smallest', 'keep_in_groups', 'n_of_m', 'Target']
 
 # %% ../../nbs/21_selection.ipynb #7987883a
+import contextlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from fastcore.basics import patch
 
 from ..base.config import StudyError, nearest
-from .masks import check_n_of_m, kept_in_group
+from .masks import Bits, check_n_of_m, kept_in_group
 
 # %% ../../nbs/21_selection.ipynb #3aed8fdb
 def prune_count(
@@ -168,7 +169,7 @@ def _tally(codes, present):
 class _Part:
     "What the counting pass finds in one matrix"
 
-    kept: torch.Tensor  # uint8: levels that keep a weight; undecided where set aside
+    kept: torch.Tensor  # uint8: levels that keep a weight; undecided where set aside; or `Bits`
     above: np.ndarray  # (brackets,) scores above each bracket
     inside: list  # for each bracket, the scores in it
     over: np.ndarray  # (values,) scores above each exact value
@@ -235,14 +236,23 @@ class _Count:
     found: dict  # level, a bracket or an exact value -> `_Found`
 
 # %% ../../nbs/21_selection.ipynb #b60e242f
-def _count(scores, levels, absolute) -> _Count:
+def _count(scores, levels, absolute, packed=False) -> _Count:
     "Make the counting pass over all matrices"
     brackets = [x for x in levels if isinstance(x, _Bracket)]
     values = [x for x in levels if not isinstance(x, _Bracket)]
-    table = _table(brackets, absolute)
-    # What stays is allocated before what is temporary, lest the heap be left in pieces.
-    pairs = [(x, torch.empty(x.shape, dtype=torch.uint8)) for x in scores]
-    parts = _in_threads(lambda pair: _classify(*pair, brackets, table, values, absolute), pairs)
+    how = brackets, _table(brackets, absolute), values, absolute
+
+    def packed_part(x):
+        part = _classify(x, torch.empty(x.shape, dtype=torch.uint8), *how)
+        part.kept = Bits.of(part.kept)
+        return part
+
+    if packed:
+        parts = _in_threads(packed_part, scores)
+    else:
+        # What stays is allocated before what is temporary, lest the heap be left in pieces.
+        pairs = [(x, torch.empty(x.shape, dtype=torch.uint8)) for x in scores]
+        parts = _in_threads(lambda pair: _classify(*pair, *how), pairs)
     found = {}
     for i, level in enumerate(brackets):
         inside = np.concatenate([p.inside[i] for p in parts])
@@ -337,19 +347,32 @@ def _settle(level, found, keep) -> _Threshold:
 
 # %% ../../nbs/21_selection.ipynb #5fef437c
 @patch
+@contextlib.contextmanager
+def levels(self: _Part):
+    "Levels by flat position, to be changed; bits are unpacked and packed again"
+    packed = isinstance(self.kept, Bits)
+    kept = self.kept.flags().view(torch.uint8) if packed else self.kept
+    yield kept.view(-1).numpy()
+    if packed:
+        self.kept = Bits.of(kept)
+
+
+@patch
 def keep(self: _Part, thresholds):
     "Decide on the scores set aside: count the levels whose threshold each exceeds"
-    levels = sum((self.scores > t for t in thresholds), np.zeros(len(self.scores), np.uint8))
-    self.kept.view(-1).numpy()[self.places] = levels
+    found = sum((self.scores > t for t in thresholds), np.zeros(len(self.scores), np.uint8))
+    with self.levels() as levels:
+        levels[self.places] = found
 
 # %% ../../nbs/21_selection.ipynb #b1dba7ef
 @patch
 def keep_ties(self: _Part, blocks, value, skip) -> int:
     "Keep scores equal to a threshold, all but the first `skip`; return how many are still to skip"
-    for places, v in blocks:
-        ties = np.flatnonzero(v == value)
-        self.kept.view(-1).numpy()[places[ties[skip:]]] += 1
-        skip = max(0, skip - len(ties))
+    with self.levels() as levels:
+        for places, v in blocks:
+            ties = np.flatnonzero(v == value)
+            levels[places[ties[skip:]]] += 1
+            skip = max(0, skip - len(ties))
     return skip
 
 # %% ../../nbs/21_selection.ipynb #088f3bcb
@@ -374,7 +397,7 @@ def _break_ties(parts, scores, level, threshold, absolute):
 class Nested:
     "Masks of several sparsities of the same scores"
 
-    kept: list  # of uint8 tensors: number of levels at which a weight is kept
+    kept: list  # of uint8 tensors: number of levels at which a weight is kept; or of `Bits`
     thresholds: list  # for each level: lower scores are pruned, higher ones kept
     ties: list  # for each level: scores at the threshold, if only some of them were pruned
 
@@ -393,21 +416,24 @@ def nested_smallest(
     scores: list,  # of (outputs, inputs) tensors on any device; finite, and 0 or more
     ks: list,  # weights to prune at each level, ascending, at most 253 levels
     absolute: bool = False,  # the score is |x|; then x may be negative
+    packed: bool = False,  # of one level: keep `Bits`
 ) -> Nested:
     "Prune the smallest scores at several levels in one pass, exactly, ties by position"
     n, ks = sum(x.numel() for x in scores), list(ks)
     _check_levels(ks, n)
+    if packed and len(ks) != 1:
+        raise StudyError(f"packed=True with {len(ks)} levels (allowed: one)")
     if not scores:
         return Nested([], [-np.inf] * len(ks), [0] * len(ks))
     # Steps 1 and 2: bracket each threshold, and count.
     levels = _locate(scores, ks, n, absolute)
-    count = _count(scores, levels, absolute)
+    count = _count(scores, levels, absolute, packed)
     # A bracket that missed gives way to the exact value.
     missed = [i for i, k in enumerate(ks) if count.missed(levels[i], n - k)]
     if missed:
         for i in missed:
             levels[i] = _exact_value(scores, ks[i], absolute)
-        count = _count(scores, levels, absolute)
+        count = _count(scores, levels, absolute, packed)
     # Step 3: the exact thresholds.
     found = [count.found[level] for level in levels]
     keeps = [n - k for k in ks]
@@ -469,23 +495,35 @@ def _size(scores):
     "Count the scores of several tensors"
     return sum(x.numel() for x in scores)
 
+
+def _packed_if(packed, mask):
+    "The `Bits` of a mask if they are asked for, else the mask"
+    return Bits.of(mask) if packed else mask
+
 # %% ../../nbs/21_selection.ipynb #add6bb6e
 def _strict_count(n, sparsity):
     "Count what lies below the authors' threshold, one of int(n (1 - s)) scores in floating point"
     return n - int(n * (1 - sparsity))
 
 
-def _select_group(scores, k, rule, absolute):
+def _above(x, threshold, absolute):
+    "Flag the scores above a threshold"
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide.abs() if absolute else wide) > threshold
+
+
+def _select_group(scores, k, rule, absolute, packed=False):
     "Prune k scores of a group: (bool tensors, True = kept; tied scores of which some were pruned)"
     n = _size(scores)
     strict = rule == "strict" and k < n
-    nested = nested_smallest(scores, [k + 1 if strict else k], absolute)
-    if not strict:
-        masks = [m.view(torch.bool).to(x.device) for m, x in zip(nested.kept, scores, strict=True)]
-        return masks, nested.ties[0]
-    threshold = float(nested.thresholds[0])
-    wide = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in scores]
-    return [(x.abs() if absolute else x) > threshold for x in wide], 0
+    nested = nested_smallest(scores, [k + 1 if strict else k], absolute, packed)
+    if strict:
+        threshold = float(nested.thresholds[0])
+        return [_packed_if(packed, _above(x, threshold, absolute)) for x in scores], 0
+    if packed:
+        return nested.kept, nested.ties[0]
+    masks = [m.view(torch.bool).to(x.device) for m, x in zip(nested.kept, scores, strict=True)]
+    return masks, nested.ties[0]
 
 # %% ../../nbs/21_selection.ipynb #d31d6748
 def prune_rows(
@@ -505,11 +543,11 @@ def prune_rows(
     return pruned, int(same[broken].sum())
 
 # %% ../../nbs/21_selection.ipynb #0f0c9b04
-def _select_rows(x, sparsity, absolute):
+def _select_rows(x, sparsity, absolute, packed=False):
     "Prune each row of a matrix: (bool tensor, True = kept; ties)"
     mask, ties, k = torch.empty(x.shape, dtype=torch.bool), 0, prune_count(x.shape[1], sparsity)
     if not x.numel():
-        return mask.to(x.device), 0
+        return _packed_if(packed, mask.to(x.device)), 0
     out = mask.numpy().reshape(-1)
     for at, v in _blocks(x, absolute):
         if not np.isfinite(v).all() or v.min() < 0:
@@ -517,7 +555,7 @@ def _select_rows(x, sparsity, absolute):
         pruned, tied = prune_rows(v.reshape(-1, x.shape[1]), k)
         np.logical_not(pruned, out=out[at : at + len(v)].reshape(pruned.shape))
         ties += tied
-    return mask.to(x.device), ties
+    return _packed_if(packed, mask.to(x.device)), ties
 
 # %% ../../nbs/21_selection.ipynb #775afecb
 def smallest(
@@ -526,11 +564,12 @@ def smallest(
     granularity: str = "global",  # of `GRANULARITIES`
     rule: str = "exact",  # of `RULES`; strict for global and layer only
     absolute: bool = False,  # the score is |x|
+    packed: bool = False,  # masks as `Bits`, an eighth of the memory
 ) -> tuple:  # (list of bool tensors, True = kept; ties)
     "Make unstructured masks: keep all but the smallest scores"
     _check_granularity(granularity, rule)
     if granularity == "row":
-        parts = _in_threads(lambda x: _select_rows(x, sparsity, absolute), scores)
+        parts = _in_threads(lambda x: _select_rows(x, sparsity, absolute, packed), scores)
         return [mask for mask, _ in parts], sum(ties for _, ties in parts)
     groups = [scores] if granularity == "global" else [[x] for x in scores]
     if granularity == "erk":
@@ -540,7 +579,7 @@ def smallest(
         counts = [count(_size(group), sparsity) for group in groups]
     masks, ties = [], 0
     for group, k in zip(groups, counts, strict=True):
-        kept, tied = _select_group(group, k, rule, absolute)
+        kept, tied = _select_group(group, k, rule, absolute, packed)
         masks += kept
         ties += tied
     return masks, ties
@@ -611,15 +650,17 @@ def n_of_m(
     n_kept: int,  # weights kept in each group
     m_group: int,  # consecutive weights in a group, along the inputs
     absolute: bool = False,  # the score is |x|
+    packed: bool = False,  # masks as `Bits`, an eighth of the memory
 ) -> tuple:  # (list of bool tensors, True = kept; ties)
     "Make N:M masks: in each group keep the largest scores"
     check_n_of_m(n_kept, m_group)
-    masks = [torch.empty(x.shape, dtype=torch.bool) for x in scores]
-    parts = []
-    for x, mask in zip(scores, masks, strict=True):
-        parts += zip(x.chunk(_threads()), mask.chunk(_threads()), strict=True)
-    ties = _in_threads(lambda part: _fill_n_of_m(*part, n_kept, m_group, absolute), parts)
-    return [m.to(x.device) for m, x in zip(masks, scores, strict=True)], sum(ties)
+    masks, ties = [], 0
+    for x in scores:
+        mask = torch.empty(x.shape, dtype=torch.bool)
+        parts = zip(x.chunk(_threads()), mask.chunk(_threads()), strict=True)
+        ties += sum(_in_threads(lambda p: _fill_n_of_m(*p, n_kept, m_group, absolute), parts))
+        masks.append(_packed_if(packed, mask.to(x.device)))
+    return masks, ties
 
 # %% ../../nbs/21_selection.ipynb #e65f3902
 PATTERNS = ("unstructured", "nm")
@@ -677,11 +718,12 @@ def _check_group(self: Target):
 
 # %% ../../nbs/21_selection.ipynb #e3b71072
 @patch
-def select(self: Target, scores, absolute=False) -> tuple:
-    "Make the masks that reach the target: (list of bool tensors, True = kept; ties)"
+def select(self: Target, scores, absolute=False, packed=False) -> tuple:
+    "Make the masks that reach the target: (list of bool tensors, True = kept, or `Bits`; ties)"
     if self.pattern == "nm":
-        return n_of_m(scores, self.n_kept, self.m_group, absolute)
-    return smallest(scores, self.sparsity, self.granularity or "global", self.rule, absolute)
+        return n_of_m(scores, self.n_kept, self.m_group, absolute, packed)
+    per = self.granularity or "global"
+    return smallest(scores, self.sparsity, per, self.rule, absolute, packed)
 
 # %% ../../nbs/21_selection.ipynb #4145a5b6
 @patch
