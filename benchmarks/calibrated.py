@@ -166,7 +166,7 @@ def compare(name, theirs, how):
         p.data = p.data.clone()
     with PeakMemory() as peak:
         masks = ours(name, how, model)
-    gained = peak.most - sum(m.numel() for m in masks.values())
+    gained = peak.most - sum(b.packed.nbytes for b in masks.bits.values())
     expected = straightforward(theirs, how)
     share = partial(agreement, model, expected, exact=name == "wanda")
     return dict(
