@@ -219,7 +219,7 @@ def test_rows_of_prompts_fit_and_share(most):
 def test_no_token_is_generated_after_an_end(smollm2):
     "Prompts of several levels, in small pieces and rows: fewer tokens computed, same answers"
     model, tokenizer = smollm2
-    data = load_questions("facts", max_eval=3, kind="capital")
+    data = load_questions("facts", max_eval=2, kind="capital")
     shown = [with_passages(data, q, n, 1) for q in data.asked for n in (0, 1, 3)]
     prompts = []
     for passages, q in zip(shown, [q for q in data.asked for _ in range(3)], strict=True):

@@ -638,7 +638,7 @@ def decoder():
     return (
         source,
         load_text(tokenizer, windows=16, length=256),
-        load_text(tokenizer, part="held_out", windows=10, length=256),
+        load_text(tokenizer, part="held_out", windows=6, length=256),
     )
 
 
