@@ -12,7 +12,7 @@ EVERY  := $(VENV)/.every
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 # pip leaves compiling to the first import, which is told here to keep what it has compiled, whatever the
-# environment says: 10 s of a processor less for every process that imports torch and transformers.
+# environment says: 13 s of a processor less for every process that imports what runs need.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
