@@ -197,6 +197,23 @@ def test_the_analysis_notebooks_judge_every_primary_claim(rendered):
     assert not [line for line in shown if re.search(r"\b(nan|None|inf)\b", line)]
 
 
+def test_arithmetics_are_compared_on_the_same_runs():
+    "Of one model: a run in fp32 has the configuration of its partner in bf16, and differs little"
+    fp32, apart = {}, []
+    for path in (STUDY / "02_glue").glob("*-dense-*-fp32-*.json"):
+        record = json.loads(path.read_text())
+        fp32[json.dumps(record["config"] | dict(precision=""), sort_keys=True)] = record
+    for path in (STUDY.parent / "partial" / "02_glue").glob("*-dense-*.json"):
+        bf16 = json.loads(path.read_text())
+        key = json.dumps(bf16["config"] | dict(precision=""), sort_keys=True)
+        if key in fp32:
+            (a, b) = (r["metrics"][r["metric"]] for r in (fp32[key], bf16))
+            apart.append(abs(a["value"] - b["value"]) / a["se"])
+    text = (ROOT / "nbs" / "09_difficulty.ipynb").read_text()
+    told = re.search(r"(\d+) runs; the largest difference is ([\d.]+) standard errors", text)
+    assert (int(told[1]), float(told[2])) == (len(apart), round(max(apart), 2))
+
+
 def test_the_figures_follow_from_the_records(rendered):
     made = {f.name: f for f in rendered[1].glob("*/*.png")}
     assert set(made) == {f.name for f in (ROOT / "figures").glob("*.png")}
