@@ -475,7 +475,7 @@ def erk_counts(
     "Distribute k pruned weights over matrices by the Erdős-Rényi rule"
     sizes = np.array([rows * cols for rows, cols in shapes])
     weight = np.array([rows + cols for rows, cols in shapes], float)
-    kept, free = np.zeros(len(sizes)), np.ones(len(sizes), bool)
+    kept, free = np.zeros(len(sizes)), sizes > 0
     while free.any():
         # Solve for epsilon over the matrices that are not kept whole.
         remaining = max(0, sizes.sum() - k - kept[~free].sum())
