@@ -24,6 +24,7 @@ from junkdna_nb.compression.masks import (
     hash_weights,
     kept_in_group,
     prunable,
+    set_values_,
     zero_pruned_,
 )
 from junkdna_nb.compression.selection import (
@@ -254,7 +255,7 @@ def _prune_blocks(model, weights, method, target, calibration, precision, progre
                 notes[group[0].name] = pruned.notes
             for i, w in enumerate(group):
                 if pruned.weights is not None:
-                    w.param.copy_(w.oriented(pruned.weights[i]))
+                    set_values_(w.param, w.oriented(pruned.weights[i]))
                 flags = w.oriented(pruned.kept[i]).contiguous()
                 zero_pruned_(w.param, flags)
                 kept[w.name] = Bits.of(flags)
@@ -268,13 +269,12 @@ def _prune_blocks(model, weights, method, target, calibration, precision, progre
 @contextlib.contextmanager
 def _put_back(weights):
     "Restore the values of weights at the end of this context"
-    before = [w.param.detach().clone() for w in weights]
+    before = [w.param.data for w in weights]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for w, values in zip(weights, before, strict=True):
-                w.param.copy_(values)
+        for w, values in zip(weights, before, strict=True):
+            w.param.data = values
 
 # %% ../../nbs/23_pruning.ipynb #5e2c3af2
 def _calibrated(model, weights, method, target, reading, apply) -> Pruned:

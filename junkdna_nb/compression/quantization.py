@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..base.config import StudyError, nearest
 from ..base.text import Calibration
 from .calibration import iter_blocks
-from .masks import hash_weights, prunable
+from .masks import hash_weights, prunable, set_values_
 from .pruning import all_finite, inverse_factor, obs_update
 
 # %% ../../nbs/24_quantization.ipynb #24000005
@@ -221,7 +221,7 @@ def apply_(self: Quantized, model):
     "Set the weights of `model` to their quantized values, in place; returns the model"
     for name in self:
         param = model.get_parameter(name)
-        param.copy_(self.stored(name, param))
+        set_values_(param, self.stored(name, param))
     return model
 
 # %% ../../nbs/24_quantization.ipynb #24000042
@@ -250,7 +250,7 @@ def _quantize_by_blocks(model, weights, statistic, grid, calibration, precision,
             found, notes[members[0].name] = gptq(matrices, hessian, grid)
             for w, c in zip(members, found, strict=True):
                 codes[w.name] = c
-                w.param.copy_(w.oriented(c.values()))
+                set_values_(w.param, w.oriented(c.values()))
         if progress:
             progress(block.name, block.index + 1, block.total)
     return {w.name: codes[w.name] for w in weights}, notes
