@@ -209,6 +209,7 @@ SCRIPT = "<script>alert(1)</script>"
 GOOD, BAD = ("wonderful great", "brilliant lovely"), ("awful terrible", "boring poor")
 ASKED = ("--methods", "rtn", "--keep", "0.5", "--max-train", "0", "--max-eval", "0")
 ASKED += ("--epochs", "10", "--max-length", "24", "--learning-rate", "0.005")
+ASKED += ("--batch-size", "32")
 
 
 @pytest.fixture(scope="module")

@@ -129,11 +129,13 @@ def predicted_margins(
     margins: dict,  # setting -> `Margin`, the dense one among them
     size: int,
 ) -> np.ndarray:  # (size,)
-    "Interpolate margins along all settings, and go on beyond the last with the mean slope"
+    "Interpolate margins along all settings; beyond the last fall twice as steeply as before"
     levels, every = sorted(margins), np.arange(size)
     falling = np.minimum.accumulate([margins[level].value for level in levels])
-    slope = (falling[-1] - falling[0]) / (levels[-1] - levels[0])
-    return np.interp(every, levels, falling) + slope * np.maximum(every - levels[-1], 0)
+    mean = (falling[-1] - falling[0]) / (levels[-1] - levels[0])
+    last = (falling[-1] - falling[-2]) / (levels[-1] - levels[-2])
+    beyond = np.maximum(every - levels[-1], 0)
+    return np.interp(every, levels, falling) + 2 * min(mean, last) * beyond
 
 # %% ../../nbs/49_search.ipynb #49000031
 @dataclass

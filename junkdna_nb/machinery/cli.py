@@ -674,7 +674,8 @@ def audit(
     tasks: str = "",  # your own table of tasks (JUNKDNA_TASKS)
     max_train: int = 800,  # cap on training examples; 0: all
     max_eval: int = 1000,  # cap on evaluated examples or questions; 0: all
-    epochs: int = 2,  # passes over the training examples
+    epochs: int = 1,  # passes over the training examples
+    batch_size: int = 8,  # training examples of an update
     max_length: int = 64,  # tokens; longer texts are cut
     learning_rate: float = 1e-4,  # of training; large models want less
     jobs: int = 0,  # runs at a time (0: what fits this machine)
@@ -686,7 +687,7 @@ def audit(
     if tasks:
         os.environ["JUNKDNA_TASKS"] = tasks
     sizes = dict(max_train=max_train, max_eval=max_eval, epochs=epochs, max_length=max_length)
-    sizes |= dict(learning_rate=learning_rate)
+    sizes |= dict(batch_size=batch_size, learning_rate=learning_rate)
     columns = dict(text=text, text2=text2, label=label)
     asked = make_audit(model, task, methods, modes, keep, hours, seeds, **columns, **sizes)
     for folder in (runs_dir("audit"), cache_dir()):
