@@ -110,7 +110,7 @@ def bisected(
 
 # %% ../../nbs/49_search.ipynb #49000023
 CHAINS = (  # (share of errors allowed, predicted margins in standard errors)
-    (0.020, tuple(np.arange(25, -12, -5) / 10)),
+    (0.020, (2.5, 1.5, 0.5, -0.5)),
     (0.005, (5.0, 4.0, 3.0)),
 )
 

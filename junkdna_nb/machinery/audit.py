@@ -601,6 +601,8 @@ def affordable(
     "Count the runs, from the first on, that end in the time that is left"
     known = [s for s in seconds if s]
     usual = statistics.mean(known) if known else 60.0
+    if not known and left < math.inf:  # the first ones tell
+        seconds = seconds[:slots]
     total, count = 0.0, 0
     for s in seconds:
         total += s or usual
