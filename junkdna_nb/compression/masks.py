@@ -126,13 +126,12 @@ def as_bits(x):
 
 # %% ../../nbs/20_masks.ipynb #fb23259a
 def zero_pruned_(p, kept):
-    "Set p to 0.0 where `kept` (bool, of the same shape) is False"
-    kept = kept.to(p.device).view(torch.int8).neg()
-    p.data = (as_bits(p.detach()) & kept).view(p.dtype)
+    "Set p to 0.0 where `kept` (bool, of the same shape) is False, in place"
+    as_bits(p.detach()).bitwise_and_(kept.to(p.device).view(torch.int8).neg())
 
 
 def set_values_(p, values):
-    "Give p other values of the same shape, in its own type"
+    "Give p other values of the same shape, in its own type and in new memory"
     p.data = torch.empty_like(p).copy_(values)
 
 # %% ../../nbs/20_masks.ipynb #20b17501

@@ -254,8 +254,8 @@ def _prune_blocks(model, weights, method, target, calibration, precision, progre
             if pruned.notes:
                 notes[group[0].name] = pruned.notes
             for i, w in enumerate(group):
-                if pruned.weights is not None:
-                    set_values_(w.param, w.oriented(pruned.weights[i]))
+                values = pruned.weights and w.oriented(pruned.weights[i])
+                set_values_(w.param, w.param.detach() if values is None else values)
                 flags = w.oriented(pruned.kept[i]).contiguous()
                 zero_pruned_(w.param, flags)
                 kept[w.name] = Bits.of(flags)

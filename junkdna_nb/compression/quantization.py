@@ -221,7 +221,7 @@ def apply_(self: Quantized, model):
     "Set the weights of `model` to their quantized values, in place; returns the model"
     for name in self:
         param = model.get_parameter(name)
-        set_values_(param, self.stored(name, param))
+        param.copy_(self.stored(name, param))
     return model
 
 # %% ../../nbs/24_quantization.ipynb #24000042
