@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import BIN, ROOT, command
 
@@ -23,7 +24,7 @@ from junkdna_nb.evidence.search import (
     simulate,
 )
 from junkdna_nb.machinery.audit import Progress, _batch, _Budget, carry_out, make_audit, own_task
-from junkdna_nb.machinery.handover import _licence, hand_over, read_result, render
+from junkdna_nb.machinery.handover import _licence, finished, hand_over, read_result, render
 
 LEVELS = np.arange(1, 20) / 20
 SHAPES = [1.5 * LEVELS**2, 0.02 * LEVELS + 3 * (LEVELS > 0.85), 1.5 * LEVELS]
@@ -142,6 +143,13 @@ def relabelled(label):
         (ROWS, dict(methods="rtm"), "unknown method 'rtm'; did you mean 'rtn'?"),
         (ROWS, dict(modes="quantized"), "unknown mode 'quantized'"),
         (ROWS, dict(epochs=0), "epochs=0 is out of range"),
+        (ROWS, dict(text2="label"), "label='label' name one column twice"),
+        (ROWS, dict(max_eval=1), "max_eval=1 is out of range (allowed: 0 for all, or at least 50)"),
+        (ROWS, dict(max_train=2), "max_train=2 is out of range"),
+        (ROWS, dict(max_length=513), "max_length=513 is more than minilm can read"),
+        (relabelled(lambda i: 10.0**i), {}, "score 1e+71 (allowed: at most 1,000,000 in size)"),
+        (relabelled(lambda i: i or "none of it"), {}, "of which none of it is no number"),
+        (relabelled(lambda i: "no" if i else "yes"), {}, "one label only among its evaluated rows"),
     ],
 )
 def test_bad_input_is_told_in_a_line(tmp_path, monkeypatch, runs, rows, asked, told):
@@ -151,6 +159,77 @@ def test_bad_input_is_told_in_a_line(tmp_path, monkeypatch, runs, rows, asked, t
         make_audit("minilm", str(path), **asked)
     assert told in str(e.value) and "\n" not in str(e.value)
     assert not runs.joinpath("02_glue").exists()
+
+
+JSON = [json.dumps(dict(text=text, label=label), ensure_ascii=False) for text, label in ROWS]
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("a.csv", b"text,text,label\na,b,1\n", "column 'text' stands there twice"),
+        ("a.csv", b"text;label\na, b;1\n", "its only column is 'text;label'"),
+        ("a.csv", "text,label\ncafé,1\n".encode("latin-1"), "no text in UTF-8"),
+        ("a.jsonl", "\n".join([*JSON, "{"]).encode(), "line 73: "),
+        ("a.jsonl", b'{"text": ["a"], "label": 1}', "column 'text' holds a list"),
+        ("a.txt", b"text", "is a file of another kind (allowed: .csv, .jsonl, .parquet)"),
+    ],
+)
+def test_bad_files_are_told_in_a_line(tmp_path, runs, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StudyError) as e:
+        make_audit("minilm", str(tmp_path / name))
+    assert told in str(e.value) and "\n" not in str(e.value)
+
+
+def test_files_of_other_programs_are_read(tmp_path):
+    "Ends of lines inside a text, bytes, capitals in a file's name"
+    lines = [line.replace("film", "film\u2028\x85") for line in JSON]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert "labels are classes (bad, good)" in own_task(tmp_path / "a.jsonl").notes
+    pd.DataFrame(dict(text=[t.encode() for t, _ in ROWS], label=[b for _, b in ROWS])).to_parquet(
+        tmp_path / "b.parquet"
+    )
+    own = own_task(tmp_path / "b.parquet")
+    assert "b'" not in (own.table.parent / "train.jsonl").read_text()
+    assert own_task(written(tmp_path / "C.CSV", ROWS)).notes == own.notes
+
+
+def test_classes_are_not_merged(tmp_path):
+    codes = relabelled(lambda i: ("01", "1", "2")[i % 3])
+    assert "labels are classes (01, 1, 2)" in own_task(written(tmp_path / "c.csv", codes)).notes
+    words = relabelled(lambda i: ("Yes", "yes", "NaN")[i % 3])
+    notes = own_task(written(tmp_path / "w.csv", words)).notes
+    assert "classes that differ in upper case only: Yes, yes" in notes
+    assert "NaN is taken as a class (an empty cell would be no label)" in notes
+
+
+def test_repetitions_in_capitals_are_repetitions(tmp_path):
+    rows = [*ROWS, *((text.upper(), "other") for text, _ in ROWS[:5])]
+    notes = "; ".join(own_task(written(tmp_path / "r.csv", rows)).notes)
+    assert "5 rows left out: the text is repeated (the first is kept), 5 of them with" in notes
+
+
+def test_every_seed_must_train_on_every_class(tmp_path):
+    rows = relabelled(lambda i: "rare" if i < 5 else ("good", "bad")[i % 2])
+    rows += [(f"{text}, {i}", label) for i in range(4) for text, label in rows[5:]]
+    path = written(tmp_path / "rare.csv", rows)
+    with pytest.raises(StudyError, match="rare is evaluated and never trained on"):
+        make_audit("minilm", str(path), max_train=50, seeds=20)
+
+
+def test_what_runs_use_is_told(tmp_path):
+    long = [
+        (" ".join([text] * (40 if i % 2 else 1)), label) for i, (text, label) in enumerate(ROWS)
+    ]
+    notes = make_audit("minilm", str(written(tmp_path / "l.csv", long))).notes
+    assert "50 rows train and 22 are evaluated in each run" in notes
+    assert "50% of texts are longer than max_length=64 tokens and are cut" in notes
+
+
+def test_options_that_do_nothing_are_refused():
+    with pytest.raises(StudyError, match="text='review' is for a file, and 'movie' is none"):
+        make_audit("minilm", "movie", text="review")
 
 
 def test_what_is_left_out_is_told(tmp_path):
@@ -287,10 +366,12 @@ def test_saved_model_has_the_score_that_is_reported(audited, monkeypatch):
 def test_report_is_one_file_and_texts_stay_texts(audited, tmp_path):
     result = read_result(audited[2])
     result["flips"]["first"] = [dict(text=f"{SCRIPT} & <b>bold</b>", change="lost")]
+    result["notes"] = ["labels are classes (<img src=x onerror=alert(1)>, __init__)"]
     (tmp_path / "audit.json").write_text(json.dumps(result))
     page = render(tmp_path).read_text()
     assert result["advice"] in page and "data:image/png;base64," in page
     assert "&lt;script&gt;alert(1)" in page and "<script" not in page and "<b>bold" not in page
+    assert "&lt;img src=x" in page and "<img src=x" not in page and "__init__" in page
     assert 'src="http' not in page and "from junkdna_nb" not in page
     assert "<script" not in (audited[2] / "report.html").read_text()
 
@@ -299,7 +380,7 @@ def test_licence_is_that_of_the_base_model():
     assert (_licence("minilm"), _licence("gemma3")) == ("apache-2.0", "gemma")
 
 
-def test_no_time_is_said(tmp_path):
+def test_no_time_is_said():
     audit = make_audit("minilm", "movie", methods="rtn", max_train=64, max_eval=64)
     with pytest.raises(StudyError, match="time was up before the dense model was run"):
         hand_over(carry_out(audit, hours=1e-9))
@@ -318,3 +399,5 @@ def test_no_slot_is_left_idle():
 def test_damaged_result_is_none(tmp_path):
     (tmp_path / "audit.json").write_text('{"done": tr')
     assert read_result(tmp_path) is None and read_result(tmp_path / "nowhere") is None
+    (tmp_path / "audit.json").write_text('{"done": true}')
+    assert finished(tmp_path) is None

@@ -324,7 +324,7 @@ def _source(name, kind, folder):
     return ModelSource(name, kind, folder, fingerprint)
 
 # %% ../../nbs/14_models.ipynb #0822f8f3
-_HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+_HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors", "README.md"]
 
 
 def _hub_folder(name):

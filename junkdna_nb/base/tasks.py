@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -750,20 +751,38 @@ def _load_hub(task):
 
 # %% ../../nbs/15_tasks.ipynb #5a276c78
 def _read_csv(path):
+    csv.field_size_limit(2**31 - 1)  # a text may be long
     with open(path, newline="", encoding="utf-8-sig") as f:
-        rows = list(csv.DictReader(f, strict=True))
-    return _as_columns(path, rows)
+        reader = csv.DictReader(f, strict=True)
+        _check_header(reader.fieldnames or [])
+        return _as_columns(path, list(reader))
+
+
+def _check_header(names):
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"column {twice!r} stands there twice (allowed: once)")
+    if len(names) == 1 and re.search(r"[;\t|]", names[0]):
+        raise ValueError(f"its only column is {names[0]!r} (allowed: columns between commas)")
 
 # %% ../../nbs/15_tasks.ipynb #8e4cb3a6
 def _read_jsonl(path):
     rows = []
-    for i, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    # other ends of lines that Python knows may stand in a text
+    for i, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"line {i} is not an object")
-            rows.append(row)
+            rows.append(_json_row(i, line))
     return _as_columns(path, rows)
+
+
+def _json_row(i, line):
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"line {i}: {e.msg}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {i} is not an object")
+    return row
 
 
 def _read_parquet(path):
@@ -790,7 +809,7 @@ _READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 def own_file(task: Task, split: str) -> Path:
     "Find a user's file beside the table; check that it is there and of a known kind"
     path = Path(task.file).parent / task.data[split]
-    if path.suffix not in _READERS:
+    if path.suffix.lower() not in _READERS:
         raise refused(task, "data", f"{path.name} (allowed: {', '.join(_READERS)})")
     if not path.is_file():
         raise refused(task, "data", f"{path.name} does not exist beside {Path(task.file).name}")
@@ -801,9 +820,12 @@ def read_own(task: Task, split: str) -> dict:  # column -> values
     "Read one file of the user"
     path = own_file(task, split)
     try:
-        columns = _READERS[path.suffix](path)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as e:
-        raise refused(task, "data", f"{path.name} cannot be read: {e}") from None
+        columns = _READERS[path.suffix.lower()](path)
+    except UnicodeDecodeError:
+        raise refused(task, "data", f"{path.name} is no text in UTF-8 (allowed: UTF-8)") from None
+    except (OSError, csv.Error, ValueError, RecursionError) as e:
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise refused(task, "data", f"{path.name} cannot be read: {why}") from None
     if not columns or not next(iter(columns.values())):
         raise refused(task, "data", f"{path.name} has no rows")
     return columns

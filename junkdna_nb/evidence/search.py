@@ -187,7 +187,9 @@ def confirmed(self: Search) -> dict:
     found = {}
     for i, level in enumerate(whole):
         # a stronger setting, that may break in one seed and not in another, says nothing here
-        spread = self._spread(*whole[: i + 1])
+        pooled, df = self._spread(*whole[: i + 1])
+        own, _ = seed_variance(self.known, [level], range(self.draws + 1))
+        spread = max(pooled, own if self.draws > 1 else 0.0), df
         found[level] = margin(self.known, level, self.fresh, self.keep, spread)
     return found
 
@@ -285,6 +287,7 @@ class Synthetic:
     hits: float = 0.5  # how differently items are hit
     flips: float = 0.25  # noise of a run on one item
     runs: float = 0.03  # noise of a run on all items
+    collapses: float = 0.0  # share of compressed runs that answer by chance
 
     def __post_init__(self):
         self.lost = np.asarray(self.lost, float)
@@ -300,6 +303,8 @@ class Synthetic:
         left = self.ease + self.rng.normal(0, self.flips, self.n) + self.rng.normal(0, self.runs)
         if level != DENSE:
             left = left - self.lost[level] + self.hit[level]
+        if level != DENSE and self.collapses and self.rng.random() < self.collapses:
+            left = self.rng.normal(size=self.n)
         correct = (left > 0).astype(float)
         return Estimates(np.array([correct.mean()]), (correct - correct.mean())[None])
 
@@ -309,7 +314,8 @@ def kept(self: Synthetic) -> np.ndarray:
     "True share of the dense score at each setting"
     noise = 1 + self.flips**2 + self.runs**2
     dense = stats.norm.cdf(0.9 / np.sqrt(noise))
-    return stats.norm.cdf((0.9 - self.lost) / np.sqrt(noise + self._tau() ** 2)) / dense
+    right = stats.norm.cdf((0.9 - self.lost) / np.sqrt(noise + self._tau() ** 2))
+    return ((1 - self.collapses) * right + self.collapses * 0.5) / dense
 
 
 @patch
@@ -357,11 +363,12 @@ def simulate(
     repetitions: int = 200,
     full: bool = False,  # the full grid, not the search
     n: int = 1000,  # items
+    collapses: float = 0.0,  # as in `Synthetic`
 ) -> Simulated:
     "Repeat a search, or the full grid, on tasks with a known breaking point"
     rows = []
     for seed in range(repetitions):
-        task = Synthetic(lost, n, seed)
+        task = Synthetic(lost, n, seed, collapses=collapses)
         low, high, runs = (_whole_grid if full else _searched)(task, keep, draws)
         rows.append((low <= task.breaking(keep) <= high, high - low, runs))
     return Simulated(*(float(x) for x in np.mean(rows, 0)))

@@ -14,8 +14,8 @@ import os
 import re
 import statistics
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -28,16 +28,17 @@ from junkdna_nb.base.experiments import (
     GlueConfig,
     ShotsConfig,
 )
-from ..base.models import check_model_name, resolve_model
+from ..base.models import check_model_name, load_tokenizer, resolve_model
 from ..base.questions import QUESTIONS
 from ..base.records import load_items, valid_record
 from ..base.storage import find_file, runs_dir, sha256_file, write_atomic
 from ..base.tasks import TASKS, Task, load_task, read_own, subset
 from .grid import Point, _changed, estimate, make_plan
-from .sweep import _cluster, cluster_precision, machine, run_tasks
+from .sweep import _connected, cluster_precision, machine, run_tasks
 
 # %% ../../nbs/56_audit.ipynb #56000006
 _FEWEST = 50  # examples
+_READING = 2  # version of what is done with a file: cleaning, labels, split
 _VALIDATION = 0.3  # share of the rows that is evaluated
 _OWN_FILES = (".csv", ".jsonl", ".parquet")
 
@@ -66,8 +67,14 @@ def keep(self: _Rows, good: list, note: str):
         setattr(self, name, [x for x, g in zip(getattr(self, name), good, strict=True) if g])
 
 # %% ../../nbs/56_audit.ipynb #56000013
+_NUMBER = re.compile(r"\s*[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.I)
+_MISSING = "nan", "na", "n/a", "<na>", "null", "none"  # words for a missing value
+
+
 def _as_number(value) -> float | None:
     "A finite number, or None"
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        return None
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -81,19 +88,42 @@ def _filled(value) -> bool:
     return not missing and bool(str(value).strip())
 
 
+def _label_name(value) -> str:
+    "Name of a class"
+    number = _as_number(value)
+    if number is None or isinstance(value, bool) or not number.is_integer():
+        return str(value).strip()
+    return str(int(value if isinstance(value, int) else number))
+
+
 def _labelled(labels: list) -> list:
-    "For each label: is it there? Among numbers, the word nan is none"
-    words = [str(x).strip().lower() for x in labels if _filled(x)]
-    numbers = all(word == "nan" or _as_number(word) is not None for word in words)
-    return [_filled(x) and not (numbers and str(x).strip().lower() == "nan") for x in labels]
+    "For each label: is it there? Among numbers, a word for a missing value is none"
+    words = [str(x).strip().lower() for x in labels]
+    numbers = all(w in ("", *_MISSING) or _as_number(w) is not None for w in words)
+    there = []
+    for label, word in zip(labels, words, strict=True):
+        there.append(_filled(label) and not (numbers and word in _MISSING))
+    return there
 
 # %% ../../nbs/56_audit.ipynb #56000016
 def _check_columns(file, found, wanted: dict):
-    "Refuse names that are no column of a file"
+    "Refuse names that are no column of a file, or that are given twice"
+    if len(set(wanted.values())) < len(wanted):
+        told = ", ".join(f"{option}={name!r}" for option, name in wanted.items())
+        raise StudyError(f"{file}: {told} name one column twice (allowed: different columns)")
     for option, name in wanted.items():
         if name not in found:
             there = f"{nearest(name, found)} (allowed: {', '.join(found)})"
             raise StudyError(f"{file}: {option}={name!r} is no column{there}")
+
+
+def _values(file, name, column) -> list:
+    "Values of a column, with bytes as text; refuses lists"
+    for value in column:
+        if isinstance(value, (list, tuple, dict)):
+            kind = type(value).__name__
+            raise StudyError(f"{file}: column {name!r} holds a {kind} (allowed: texts and numbers)")
+    return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in column]
 
 
 def _check_texts(file, name, values):
@@ -107,19 +137,35 @@ def _open_rows(path, text, label, text2) -> _Rows:
     "Read the columns that are asked for; refuse missing ones and texts that are numbers"
     found = read_own(Task(path.stem, file=str(path), data={"": path.name}), "")
     names = dict(text=text) | (dict(text2=text2) if text2 else {})
-    _check_columns(path.name, found, dict(text=text, label=label) | names)
+    _check_columns(path.name, found, names | dict(label=label))
+    columns = {name: _values(path.name, name, found[name]) for name in (*names.values(), label)}
     for name in names.values():
-        _check_texts(path.name, name, found[name])
-    texts = list(zip(*(found[name] for name in names.values()), strict=True))
-    return _Rows(path.name, texts, list(found[label]), list(range(1, len(texts) + 1)))
+        _check_texts(path.name, name, columns[name])
+    texts = list(zip(*(columns[name] for name in names.values()), strict=True))
+    return _Rows(path.name, texts, columns[label], list(range(1, len(texts) + 1)))
 
 # %% ../../nbs/56_audit.ipynb #56000022
 def _is_first(texts: list) -> list:
     "For each text: does it occur here first?"
+    first = _firsts(texts)
+    return [first[i] == i for i in range(len(texts))]
+
+
+def _firsts(texts: list) -> list:
+    "For each text: where does it occur first? Case and blanks are ignored"
     first = {}
-    for i, text in enumerate(texts):
+    plain = [tuple(" ".join(t.split()).casefold() for t in text) for text in texts]
+    for i, text in enumerate(plain):
         first.setdefault(text, i)
-    return [first[text] == i for i, text in enumerate(texts)]
+    return [first[text] for text in plain]
+
+
+def _repeated(rows) -> str:
+    "Note on the rows whose text is repeated"
+    note, labels = "the text is repeated (the first is kept)", rows.labels
+    firsts = _firsts(rows.texts)
+    others = sum(_label_name(labels[i]) != _label_name(labels[f]) for i, f in enumerate(firsts))
+    return note + (f", {others:,} of them with another label" if others else "")
 
 
 def _stripped(texts) -> tuple:
@@ -131,16 +177,18 @@ def _clean(rows: _Rows):
     rows.keep([all(map(_filled, t)) for t in rows.texts], "a text is empty")
     rows.keep(_labelled(rows.labels), "no label")
     rows.texts = list(map(_stripped, rows.texts))
-    rows.keep(_is_first(rows.texts), "the text is repeated (the first is kept)")
+    rows.keep(_is_first(rows.texts), _repeated(rows))
     if len(rows.texts) < _FEWEST:
         raise rows.refused(f"{len(rows.texts)} usable examples (allowed: at least {_FEWEST})")
 
 # %% ../../nbs/56_audit.ipynb #56000027
-def _label_name(value) -> str:
-    "Name of a class"
-    number = _as_number(value)
-    whole = number is not None and not isinstance(value, bool) and number.is_integer()
-    return str(int(number)) if whole else str(value).strip()
+_LARGEST = 10**6  # of scores
+
+
+def _brief(name) -> str:
+    "Name of a class for a message; quoted and cut if it is not a short word"
+    plain = re.fullmatch(r"[\w .+/&-]{1,30}", name)
+    return name if plain else repr(name if len(name) <= 30 else name[:29] + "…")
 
 
 def _are_scores(labels: list, classes: int) -> bool:
@@ -157,9 +205,14 @@ def _class_names(rows: _Rows) -> list:
     if len(names) == 1:
         raise rows.refused(f"every label is {names[0]!r} (allowed: two or more classes, or scores)")
     if _are_scores(rows.labels, len(names)):
+        far = max(rows.labels, key=lambda x: abs(float(x)))
+        if abs(float(far)) > _LARGEST:
+            raise rows.refused(f"score {far} (allowed: at most {_LARGEST:,} in size)")
         return []
     if len(names) > len(rows.labels) / 5:
         many = f"{len(names)} different labels in {len(rows.labels)} rows"
+        word = next((x for x in names if _as_number(x) is None), names[0])
+        many += f", of which {_brief(word)} is no number"
         raise rows.refused(f"{many} (allowed: numbers, or at most one class for five rows)")
     return names
 
@@ -177,12 +230,18 @@ def _split(rows: _Rows, names: list) -> set:
 # %% ../../nbs/56_audit.ipynb #56000034
 def _note_split(rows: _Rows, names: list, held: set):
     "Note what the labels are and how many rows train and validate"
-    kind = f"classes ({', '.join(names[:8])}{' ...' if len(names) > 8 else ''})"
+    kind = f"classes ({', '.join(map(_brief, names[:8]))}{' ...' if len(names) > 8 else ''})"
     if not names:
         whole = all(float(x).is_integer() for x in rows.labels)
         hint = " (if these numbers are classes, write them as words)" if whole else ""
         kind = f"scores{hint}"
     rows.notes.append(f"labels are {kind}")
+    for name in names:
+        if name.lower() in _MISSING:
+            rows.notes.append(f"{name} is taken as a class (an empty cell would be no label)")
+    lower = Counter(name.casefold() for name in names)
+    if twins := [name for name in names if lower[name.casefold()] > 1]:
+        rows.notes.append(f"classes that differ in upper case only: {', '.join(twins[:8])}")
     sizes = f"{len(rows.labels) - len(held):,} rows train, {len(held):,} validate"
     rows.notes.append(f"{sizes}: split here, stratified, seed 0")
 
@@ -205,7 +264,7 @@ def _table(name, names, pair) -> bytes:
     row = dict(data=dict(train="train.jsonl", validation="validation.jsonl"), id="row")
     row |= dict(text=["text", "text2"] if pair else "text", label="label")
     row |= dict(labels=names, metric="accuracy") if names else dict(metric="pearson")
-    return yaml.safe_dump({name: row}, sort_keys=False, allow_unicode=True).encode()
+    return yaml.safe_dump({name: row}, sort_keys=False).encode()
 
 # %% ../../nbs/56_audit.ipynb #56000041
 @dataclass(frozen=True)
@@ -219,9 +278,9 @@ class _Own:
 
 def _own_name(path, text, label, text2) -> str:
     "A name that says what is in the task"
-    known = [sha256_file(path), text, label, text2, _VALIDATION]
+    known = [sha256_file(path), text, label, text2, _VALIDATION, _READING]
     stamp = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:8]
-    return re.sub(r"\W+", "_", path.stem).strip("_").lower() + f"_{stamp}"
+    return re.sub(r"\W+", "_", path.stem[:50]).strip("_").lower() + f"_{stamp}"
 
 # %% ../../nbs/56_audit.ipynb #56000042
 def own_task(path, text: str = "text", label: str = "label", text2: str = "") -> _Own:
@@ -411,8 +470,12 @@ def _is_decoder(model) -> bool:
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
-def _check_numbers(keep, hours, seeds):
+def _check_numbers(keep, hours, seeds, sizes):
     "Refuse numbers out of range"
+    for name in ("max_train", "max_eval"):
+        if 0 != sizes.get(name, 0) < _FEWEST:
+            what = f"{name}={sizes[name]} is out of range"
+            raise StudyError(f"{what} (allowed: 0 for all, or at least {_FEWEST})")
     if not 0 < keep <= 1:
         raise StudyError(f"keep={keep} is out of range (allowed: a number in (0, 1])")
     if not hours > 0:
@@ -425,8 +488,10 @@ def _check_labels(name, data):
     "Refuse a task with one class, or with a class that is never trained on"
     trained = {row["label"] for row in data.train}
     asked = {row["label"] for row in data.evals[""]}
-    if len(trained | asked) == 1:
-        raise StudyError(f"task={name!r} has one label only (allowed: two or more)")
+    for what, labels in dict(trained=trained, evaluated=asked).items():
+        if len(labels) == 1:
+            told = f"task={name!r} has one label only among its {what} rows"
+            raise StudyError(f"{told} (allowed: two or more)")
     if data.task.labels and (unseen := asked - trained):
         names = ", ".join(data.task.labels[i] for i in sorted(unseen)[:5])
         what = f"task={name!r}: {names} is evaluated and never trained on"
@@ -434,40 +499,73 @@ def _check_labels(name, data):
 
 # %% ../../nbs/56_audit.ipynb #56000073
 def _check_loaded(audit):
-    "Refuse a task of texts with too few rows, or with labels that cannot be learned"
+    "Data of a task of texts; refuses too few rows, and labels that cannot be learned"
     sizes = {k: audit.sizes.get(k, 0) for k in ("max_train", "max_eval")}
-    data = load_task(audit.task, _FIRST_SEED, **sizes)
-    n = data.sizes["train_available"] + data.sizes["eval_available"]
-    if n < _FEWEST:
-        raise StudyError(f"task={audit.task!r} has {n} examples (allowed: at least {_FEWEST})")
-    _check_labels(audit.task, data)
+    for draw in range(audit.draws + 1 if sizes["max_train"] else 1):
+        data = load_task(audit.task, _FIRST_SEED + draw, **sizes)
+        n = data.sizes["train_available"] + data.sizes["eval_available"]
+        if n < _FEWEST:
+            raise StudyError(f"task={audit.task!r} has {n} examples (allowed: at least {_FEWEST})")
+        _check_labels(audit.task, data)
+    return data
 
 # %% ../../nbs/56_audit.ipynb #56000076
 def _named_task(task, text, label, text2):
     "(name, notes) of a task of the table, or of the user's file"
     path = find_file(task)
-    if Path(task).suffix in _OWN_FILES:
+    if Path(task).suffix.lower() in _OWN_FILES:
         if not path:
-            raise StudyError(f"task={task!r} was not found (allowed: a file, or a task's name)")
+            what = "is a folder" if Path(task).is_dir() else "was not found"
+            raise StudyError(f"task={task!r} {what} (allowed: a file, or a task's name)")
         own = own_task(path.resolve(), text, label, text2)
         os.environ["JUNKDNA_TASKS"] = str(own.table.resolve())
         return own.task, tuple(own.notes)
+    if path and Path(task).suffix:
+        files = ", ".join(_OWN_FILES)
+        raise StudyError(f"task={task!r} is a file of another kind (allowed: {files})")
+    columns = dict(text=(text, "text"), label=(label, "label"), text2=(text2, ""))
+    for option, (given, usual) in columns.items():
+        if given != usual:
+            what = f"{option}={given!r} is for a file, and {task!r} is none"
+            raise StudyError(f"{what} (allowed: {usual!r})")
     if task not in TASKS and task not in QUESTIONS:
         files = f", or a file: {', '.join(_OWN_FILES)}"
         raise unknown("task", task, [*TASKS, *QUESTIONS], most=24, note=files)
     return task, ()
 
+# %% ../../nbs/56_audit.ipynb #56000180
+def _share_cut(audit, rows, columns) -> float:
+    "Share of texts that are longer than the limit of tokens"
+    source, limit = resolve_model(audit.model), audit.config(None, -1, 0).max_length
+    tokenizer = load_tokenizer(source)
+    if limit > tokenizer.model_max_length:
+        most = f"(allowed: at most {tokenizer.model_max_length})"
+        raise StudyError(f"max_length={limit} is more than {audit.model} can read {most}")
+    texts = [[row[column] for row in rows] for column in columns]
+    lengths = list(map(len, tokenizer(*texts, truncation=False, verbose=False)["input_ids"]))
+    return sum(n > limit for n in lengths) / len(lengths)
+
+
+def _notes_on_use(audit, data) -> list:
+    "Notes on the rows that runs use, and on texts that are cut"
+    train, held = len(data.train), len(data.evals[""])
+    notes = [f"{train:,} rows train and {held:,} are evaluated in each run"]
+    cut = _share_cut(audit, data.train + data.evals[""], data.task.text)
+    if cut > 0.01:
+        limit = audit.config(None, -1, 0).max_length
+        notes.append(f"{cut:.0%} of texts are longer than max_length={limit} tokens and are cut")
+    return notes
+
 # %% ../../nbs/56_audit.ipynb #56000078
-def _check_fits(audit):
-    "Refuse what the experiments refuse, a model that is no decoder, and a task without use"
+def _check_fits(audit) -> list:
+    "Refuse what experiments refuse, no decoders, and tasks without use; notes on what is used"
     for route in audit.routes:
         audit.config(route, 0, 0)
     if audit.asks and not _is_decoder(audit.model):
         what = f"model={audit.model!r} is no decoder, and {audit.task} is made of questions"
         raise StudyError(f"{what} (allowed: smollm2, or another causal language model)")
     resolve_model(audit.model)
-    if not audit.asks:
-        _check_loaded(audit)
+    return [] if audit.asks else _notes_on_use(audit, _check_loaded(audit))
 
 # %% ../../nbs/56_audit.ipynb #56000079
 def make_audit(
@@ -484,15 +582,14 @@ def make_audit(
     **sizes,  # max_train, max_eval, ... of the runs
 ) -> Audit:
     "Check a request; refuse in one line what cannot be audited"
-    _check_numbers(keep, hours, seeds)
+    _check_numbers(keep, hours, seeds, sizes)
     check_model_name(model)
     name, notes = _named_task(task, text, label, text2)
     routes = _routes(model, name, methods, modes)
     if name in QUESTIONS:
         sizes = {k: v for k, v in sizes.items() if k == "max_eval"}
     audit = Audit(model, name, routes, keep, seeds, sizes, notes)
-    _check_fits(audit)
-    return audit
+    return replace(audit, notes=(*notes, *_check_fits(audit)))
 
 # %% ../../nbs/56_audit.ipynb #56000083
 def _first_set(items):
@@ -693,37 +790,29 @@ def _dense_is_useful(progress):
     # a decoder has one record for all draws
     runs = list({r["digest"]: r for r in records}.values())
     metric, mean = runs[0]["metric"], mean_score([score_of(r) for r in runs])
-    chance = runs[0]["metrics"][metric]["chance"]
+    dense, chance = float(mean.values[0]), runs[0]["metrics"][metric]["chance"]
+    told = f"{metric} {dense:.3f}, chance {chance:.3f}"
     if _at_chance(mean, chance):
-        told = f"{metric} {float(mean.values[0]):.3f}, chance {chance:.3f}"
         raise StudyError(
             f"the dense model is not above chance on {audit.task} ({told}): there is nothing "
             "to keep (give it more examples or epochs, or another task)"
         )
+    if audit.keep * dense <= chance:
+        raise StudyError(
+            f"keep={audit.keep:g} of the dense score is not above chance on {audit.task} ({told}): "
+            f"a constant answer would be safe (allowed: more than {chance / dense:.3f})"
+        )
 
 # %% ../../nbs/56_audit.ipynb #56000117
-@contextmanager
-def _workers(slots, scheduler):
-    "Address of a cluster: the running one, or one of our own"
-    if scheduler:
-        yield scheduler
-        return
-    from distributed import Client
-
-    with _cluster(slots, dashboard=False) as cluster:
-        with Client(cluster) as client:
-            client.wait_for_workers(slots, timeout=120)
-        yield cluster.scheduler_address
-
-
 def _rounds(progress, budget, jobs, scheduler):
     "Have all runs made, round by round, until everything is decided or time is up"
     if not progress.todo():
         return
-    slots, _ = machine(jobs)
-    with _workers(slots, scheduler) as address:
+    with _connected(scheduler, machine(jobs)[0], dashboard=False) as client:
+        slots, address = sum(client.nthreads().values()), client.scheduler.address
+        how = dict(scheduler=address, keep="failed", minutes=0, dashboard=False)
         while tasks := _batch(progress, budget, slots):
-            summary = run_tasks(tasks, scheduler=address, keep="failed", dashboard=False)
+            summary = run_tasks(tasks, **how)
             _settle(progress, summary)
             _dense_is_useful(progress)
             for route, search in progress.searches().items():
@@ -835,7 +924,8 @@ def advice(audit: Audit, outcomes: list, dense: float, metric: str) -> str:
     "What to do, in a sentence"
     of = f"{percent(audit.keep)} of the dense {metric} ({dense:.3f})"
     if best := best_of(outcomes):
-        return _use(best, of)
+        unfinished = any(not o.found.done and not o.why for o in outcomes)
+        return _use(best, of) + " So far: more hours may allow more." * unfinished
     if all(o.found.high < 0 and not o.why for o in outcomes):
         return f"Do not compress: even the mildest setting of every method keeps less than {of}."
     return _not_known(audit, outcomes, of)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from fastcore.script import Param, anno_parser
@@ -175,13 +176,14 @@ def _needs(resources, scheduler) -> dict:
     return needs
 
 # %% ../../nbs/59_cli.ipynb #7dfeb48c
-def _check_options(keep, memory, **sizes):
+def _check_options(keep="notebooks", memory=1.0, **sizes):
     "Refuse options of a sweep that are out of range"
     if keep not in ("notebooks", "failed", "none"):
         raise unknown("keep", keep, ("notebooks", "failed", "none"))
     for name, value in sizes.items():
-        if not 0 <= value < 1e7:
-            allowed = "allowed: 0 or more, below 10000000"
+        most = 1_000 if name == "jobs" else 10_000_000
+        if not 0 <= value < most:
+            allowed = f"allowed: 0 or more, below {most}"
             raise StudyError(f"{name}={value} is out of range ({allowed})")
     if not memory > 0:
         raise StudyError(f"memory={memory} is out of range (allowed: more than 0)")
@@ -663,10 +665,10 @@ def rerun(
 def audit(
     model: str,  # alias, mirrored model or hub id
     task: str,  # a task's name, or a file of your own: .csv, .jsonl, .parquet
-    methods: str = "",  # separated by commas; those that fit and need no text if not given
+    methods: str = "",  # separated by commas; magnitude and rtn, for a decoder wanda as well
     modes: str = "sparse",  # transfer modes of a model that is trained
     keep: float = 0.95,  # share of the dense score that is to be kept
-    hours: float = float("inf"),  # budget of time; ends with what is known by then
+    hours: float = float("inf"),  # budget: no run begins that is not expected to end in it
     seeds: int = 2,  # fresh seeds of each setting that is confirmed
     text: str = "text",  # column of a file of your own
     text2: str = "",  # second text of a pair
@@ -684,6 +686,7 @@ def audit(
     "How far a model can be compressed for a task: search, report, and the compressed model."
     from junkdna_nb.machinery.audit import carry_out, make_audit
 
+    _check_options(jobs=jobs)
     if tasks:
         os.environ["JUNKDNA_TASKS"] = tasks
     sizes = dict(max_train=max_train, max_eval=max_eval, epochs=epochs, max_length=max_length)
@@ -692,9 +695,9 @@ def audit(
     asked = make_audit(model, task, methods, modes, keep, hours, seeds, **columns, **sizes)
     for folder in (runs_dir("audit"), cache_dir()):
         check_writable(folder)
-    from junkdna_nb.machinery.handover import closing, hand_over, read_result
+    from junkdna_nb.machinery.handover import closing, finished, hand_over
 
-    result = read_result(asked.folder)
+    result = finished(asked.folder)
     if not (result and result["done"]):
         try:
             result = hand_over(carry_out(asked, hours, jobs, scheduler))
@@ -821,6 +824,10 @@ def _usage():
     print("usage: junkdna COMMAND ...\n", *lines, "\njunkdna COMMAND --help tells more.", sep="\n")
 
 
+def _refuse(name, message):
+    raise StudyError(f"{message} (junkdna {name} --help tells what is allowed)")
+
+
 def _underscores(word):
     "An option with underscores in its name"
     return re.sub(r"^--[a-z-]+", lambda m: "--" + m[0][2:].replace("-", "_"), word)
@@ -834,6 +841,7 @@ def _do(name, words):
         if os.environ.get(place):
             os.environ[place] = str(Path(os.environ[place]).expanduser().resolve())
     parser = anno_parser(COMMANDS[name], prog=f"junkdna {name}")
+    parser.error = partial(_refuse, name)
     given = vars(parser.parse_args([_underscores(w) for w in words]))
     COMMANDS[name](**{k: v for k, v in given.items() if k not in ("pdb", "xtra")})
 
