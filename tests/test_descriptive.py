@@ -254,7 +254,12 @@ def test_of_many_tasks_the_mean_and_extremes_are_shown():
         tasks.append(replace(task, name=f"task {i}"))
     groups = [(t.name, [(k, t, k, "") for k in ("sparse", "frozen")]) for t in tasks]
     shown = overview(groups, most=4)
-    assert [title for title, _ in shown] == ["mean of 12 tasks", "task 11", "task 10", "task 9"]
+    assert [title for title, _ in shown] == [
+        "mean (3 of 12 tasks follow)",
+        "task 11",
+        "task 10",
+        "task 9",
+    ]
     assert [c.k for c in shown[0][1]] == [12, 12]
     assert [title for title, _ in overview(groups, most=12)] == [t.name for t in tasks]
 

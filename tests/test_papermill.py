@@ -227,7 +227,8 @@ def test_output_folder_that_cannot_be_written():
 
 def test_kill_in_the_middle_leaves_nothing_half_written(runs):
     "kill -9 of a whole run, command and process, at a random moment, then an undisturbed one"
-    rng = random.Random()
+    moment = random.uniform(4, 14)
+    print(f"killed after {moment:.3f} s")
     words = [
         BIN / "junkdna",
         "run",
@@ -238,25 +239,24 @@ def test_kill_in_the_middle_leaves_nothing_half_written(runs):
         "max_length=16",
         "sparsity=0.5",
     ]
-    for _ in range(1):
-        p = subprocess.Popen(
-            list(map(str, words)),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        time.sleep(rng.uniform(4, 14))
-        for pid in [int(d) for d in os.listdir("/proc") if d.isdigit() and _session(d) == p.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        p.wait()
-        for path in (runs / "02_glue").glob("*.json"):
-            load_items(load_record(path))
-        assert not [
-            p
-            for p in (runs / "02_glue").glob("*.ipynb")
-            if not p.name.startswith(".") and not json.loads(p.read_text())
-        ]
+    p = subprocess.Popen(
+        list(map(str, words)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    time.sleep(moment)
+    for pid in [int(d) for d in os.listdir("/proc") if d.isdigit() and _session(d) == p.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    p.wait()
+    for path in (runs / "02_glue").glob("*.json"):
+        load_items(load_record(path))
+    assert not [
+        p
+        for p in (runs / "02_glue").glob("*.ipynb")
+        if not p.name.startswith(".") and not json.loads(p.read_text())
+    ]
     done = command(*words)
     assert done.returncode == 0, done.stderr
     assert sorted(load_runs("02_glue")["mode"]) == ["dense", "sparse"]

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -175,7 +176,11 @@ def copy_members(
 def building(final: Path):
     "Yield a temporary folder that becomes `final` when the block succeeds"
     final.parent.mkdir(parents=True, exist_ok=True)
+    for old in final.parent.glob(".tmp-*"):  # of a process that was killed
+        if old.is_dir() and time.time() - old.stat().st_mtime > 86_400:
+            shutil.rmtree(old, ignore_errors=True)
     tmp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=final.parent))
+    tmp.chmod(0o755)  # others may read the cache
     try:
         yield tmp
         with contextlib.suppress(OSError):

@@ -610,7 +610,7 @@ def answers(task: Task, values) -> list:
 def _finite(v):
     try:
         x = float(v)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return x if math.isfinite(x) else None
 

@@ -100,13 +100,27 @@ def keep_limit(task, keep: float = 0.95, resamples: int = RESAMPLES) -> Limit | 
 def bits_limit(task, keep: float = 0.95, resamples: int = RESAMPLES) -> Limit | None:
     "Find the fewest bits that keep a share of the dense score, with their 95 % interval"
     amounts, shares = kept_samples(task, "rounded", resamples)
-    return _limit(fewest_bits(amounts, shares, keep), amounts[-1]) if amounts.size else None
+    if not amounts.size:
+        return None
+    return _limit(fewest_bits(amounts, shares, keep), amounts[-1], amounts[0])
 
 # %% ../../nbs/48_descriptive.ipynb #d130520b
+def _constant_is_enough(task, keep: float) -> bool:
+    "Does a model that gives one answer to all items keep a share of the dense score?"
+    dense = [i for i, run in enumerate(task.runs) if (run.condition, run.level) == ("dense", "")]
+    constant = task.chance[dense].max()
+    if task.metric == "accuracy":  # of all classes, not only of that most frequent in training
+        constant = max(constant, np.unique(task.labels, return_counts=True)[1].max() / task.n)
+    return bool(keep * task.metric_scores.values[dense].mean() <= constant)
+
+
 def keep_limits(study: Study, resamples: int = RESAMPLES) -> list:
     "Find how far each usable task can be compressed and keep 95 % of its dense score (`Kept`)"
     found = []
     for task in study.usable():
+        if _constant_is_enough(task, 0.95):
+            found.append(Kept(task.name, task.pair, None, None))
+            continue
         sparsity, bits = keep_limit(task, 0.95, resamples), bits_limit(task, 0.95, resamples)
         if sparsity or bits:
             found.append(Kept(task.name, task.pair, sparsity, bits))

@@ -239,13 +239,14 @@ def about(curves: list) -> str:
         items += curve.items
         seeds += curve.seeds
     tasks = [c.k for c in curves]
-    several = f"; {_range(tasks)} sources of tasks" if max(tasks) > 1 else ""
+    means = [k for k in tasks if k > 1]
+    several = f"; means of {_range(means)} sources of tasks" if means else ""
     over = "items and seeds" if max(seeds) > 1 else "items"
     bars = f"over {over}"
     if several:  # some curves are means over tasks, perhaps all
-        bars = f"over tasks, {over}"
+        bars = f"over tasks and {over}"
         if min(tasks) == 1:
-            bars = f"of tasks over {over}, of means over tasks, {over}"
+            bars = f"(of a task over {over}, of a mean over tasks as well)"
     plural = "seeds" if max(seeds) > 1 else "seed"
     return (
         f"n = {_range(items)} items, {_range(seeds)} {plural}{several}; bars: 95 % intervals {bars}"
@@ -280,7 +281,7 @@ def drop_curves(groups: list, scale: str = "signal", xlabel: str = "sparsity"):
     fig, axes = panels(len(groups), sharex=True, sharey=True)
     looks = look_of([c.label for c in every])
     # bars of several curves at one amount stand side by side
-    step = 0.004 * np.ptp(np.concatenate([c.amounts for c in every]))
+    step = 0.012 * np.ptp(np.concatenate([c.amounts for c in every]))
     for ax, (title, curves) in zip(axes, groups, strict=True):
         ax.axhline(0, color="0.3", lw=0.8)
         for i, curve in enumerate(curves):
@@ -325,7 +326,7 @@ def overview(groups, scale: str = "signal", most: int = 9) -> list:
     if not means:
         return found[:most]
     extreme = sorted(found, key=lambda group: -_apart(group[1]))[: most - 1]
-    return [(f"mean of {len(found)} tasks", means), *extreme]
+    return [(f"mean ({len(extreme)} of {len(found)} tasks follow)", means), *extreme]
 
 # %% ../../nbs/46_plots.ipynb #79001ac0
 def bits_curves(groups: list, scale: str = "signal"):
@@ -458,6 +459,8 @@ def name_points(ax, x, y, names: list, which: list, size: float = 7.5):
         name = textwrap.shorten(names[i].replace("_", " "), 18, placeholder="…")
         width = 0.58 * size / 72 * len(name) / inches[0]
         box = min(_boxes(points[i], width, height), key=lambda b: b.cost(points, i, placed))
+        if any(map(box.covers, placed)):
+            continue  # no room
         placed.append(box)
         look = dict(va="center", fontsize=size, color="0.25", textcoords="axes fraction")
         # a name at the left ends at its point
@@ -615,13 +618,14 @@ class Kept:
 
 # %% ../../nbs/46_plots.ipynb #b02609c7
 def _draw_limit(ax, place: int, limit: Limit, look: dict):
-    "Draw a limit with its interval; an arrow beyond what was tried, open below it"
-    beyond = 1.02 * limit.tried
-    x, low, high = (min(v, beyond) for v in (limit.value, limit.low, limit.high))
+    "Draw a limit with its interval; an arrow beyond what was tried on either side"
+    ends = 0.98 * limit.least, 1.02 * limit.tried
+    x, low, high = np.clip([limit.value, limit.low, limit.high], *ends)
     marker = look["marker"] if np.isfinite(limit.value) else ">"
-    face = "white" if limit.value < limit.least else look["color"]
+    if limit.value < limit.least:
+        marker = "<"
     ax.plot([low, high], [place, place], color=look["color"], lw=1, alpha=0.7)
-    ax.plot(x, place, ls="", ms=4.5, **look | dict(marker=marker, markerfacecolor=face))
+    ax.plot(x, place, ls="", ms=4.5, **look | dict(marker=marker))
 
 # %% ../../nbs/46_plots.ipynb #f94855d6
 def _limit_panel(ax, kept: list, what: str, xlabel: str):
@@ -638,16 +642,26 @@ def _limit_panel(ax, kept: list, what: str, xlabel: str):
 
 # %% ../../nbs/46_plots.ipynb #66d4f570
 def _missing(kept: list) -> str:
-    "Explain arrows, open marks and empty rows, where there are any"
+    "Explain arrows and empty rows, where there are any"
     notes = ""
     limits = [*(row.sparsity for row in kept), *(row.bits for row in kept if row.bits)]
-    if not all(np.isfinite(limit.value) for limit in limits):
+    if not all(limit.least <= limit.value < np.inf for limit in limits):
         notes += "; arrows: beyond what was run"
-    if below := {row.sparsity.least for row in kept if row.sparsity.value < row.sparsity.least}:
-        notes += f"; open: below {min(below):g}, where nothing was run"
     if not all(row.bits for row in kept):
         notes += "; no mark: not run with fewer bits"
     return notes
+
+
+def _without_limit(tasks: list) -> str:
+    "Name the tasks that are not shown"
+    names = ", ".join(task.replace("_", " ") for task in tasks)
+    return f"; not shown, for a constant answer keeps 95 % of it: {names}" if tasks else ""
+
+
+def _bits_label(kept: list) -> str:
+    "What the panel of bits shows: the fewest, or whether the only number that was run is enough"
+    run = {n for row in kept if row.bits for n in (row.bits.least, row.bits.tried)}
+    return f"{run.pop():g} bits, the only run" if len(run) == 1 else "fewest bits of those run"
 
 
 def keep_figure(kept: list, title: str = ""):
@@ -655,6 +669,7 @@ def keep_figure(kept: list, title: str = ""):
     import matplotlib.pyplot as plt
 
     style()
+    unknown = [row.task for row in kept if not row.sparsity]
     kept = [row for row in kept if row.sparsity]
     kept.sort(key=lambda row: (row.sparsity.value, row.sparsity.low))
     # the rows of many tasks are lower, and their names smaller
@@ -663,7 +678,7 @@ def keep_figure(kept: list, title: str = ""):
     more = dict(layout="constrained", sharey=True, gridspec_kw=dict(width_ratios=[2, 1]))
     fig, (left, right) = plt.subplots(1, 2, figsize=size, **more)
     _limit_panel(left, kept, "sparsity", "largest sparsity")
-    _limit_panel(right, kept, "bits", "fewest bits of those run")
+    _limit_panel(right, kept, "bits", _bits_label(kept))
     # both panels share the order of tasks
     left.set(title=title, xlim=(0, 1), yticks=range(len(kept)))
     left.set_yticklabels([row.task.replace("_", " ") for row in kept], fontsize=6 if crowded else 8)
@@ -673,7 +688,7 @@ def keep_figure(kept: list, title: str = ""):
     caption(
         fig,
         f"{len(kept)} tasks; at least 95 % of the dense score; bars: 95 % intervals over items"
-        f"{_missing(kept)}",
+        f"{_missing(kept)}{_without_limit(unknown)}",
     )
     return fig
 
@@ -694,7 +709,8 @@ def flips_figure(table):
     ax.set(xlabel="answers lost, %", ylabel="answers gained, %")
     ax.margins(0.08)
     x, y = lost.to_numpy(), gained.to_numpy()
-    names = (table["task"] + " " + table["sparsity"]).tolist()
+    tasks = table["task"].where(table["task"].str.len() < 15, table["task"].str[:12] + "…")
+    names = (tasks + " " + table["sparsity"]).tolist()
     name_points(ax, x, y, names, named_points(x, y, each=1))
     legend_above(fig, [ax])
     caption(fig, f"{len(set(table['task']))} tasks, one seed of each; dashed: the score stays")

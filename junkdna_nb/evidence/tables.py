@@ -170,7 +170,8 @@ def claim_report(row: Row) -> str:
     if e.main is not None:
         lines += [_scale_line(scale, e.on[scale]) for scale in SCALES if scale in e.on]
         lines += _basis_lines(row)
-    return "\n".join([*lines, f"command    {c.command} (the full design, on new tasks)"])
+    blocks = "the full design, on new tasks; those of old tasks: the map in 09_difficulty"
+    return "\n".join([*lines, f"command    {c.command} ({blocks})"])
 
 # %% ../../nbs/45_tables.ipynb #ca8a787d
 _HEADS = {
@@ -477,7 +478,8 @@ def found_in_short(both: list) -> str:
     if row.evidence.main:
         line = f"- **Do harder tasks lose more?** On {shown.name}, {_harder_by_scale(row)}."
         if within:
-            way = "more" if within.estimate > 0 else "less"
-            line += f" With less training data the same tasks lose {way}: {estimate_text(within)}."
+            way, row = "more" if within.estimate > 0 else "less", shown.row("C4 data")
+            line += " With a tenth of the training data the same tasks lose rather "
+            line += f"{way} ({estimate_text(within)}, one seed, {row.verdict})."
         lines.append(line)
     return "\n".join(lines)

@@ -141,9 +141,10 @@ def only_usable(
     "Leave out fine-tuning tasks whose dense model is at chance"
     from junkdna_nb.evidence.study import Study
 
-    good = {t.name for t in Study(mine=True).usable()}
-    kept = [p for p in points if p.config.experiment != "02_glue" or p.config.task in good]
-    return kept, [p for p in points if p not in kept]
+    good, sides = {t.name for t in Study(mine=True).usable()}, {True: [], False: []}
+    for p in points:
+        sides[p.config.experiment != "02_glue" or p.config.task in good].append(p)
+    return sides[True], sides[False]
 
 # %% ../../nbs/59_cli.ipynb #a832c3d0
 def _table(rows, most=40):
@@ -309,8 +310,9 @@ def sweep(
     if todo and (not quiet or dry_run):
         _print_estimate(todo, None if scheduler else machine(jobs, threads, memory)[0])
     if todo and not dry_run:
-        size, again = (jobs, threads, memory, minutes), force or only == "stale"
-        result = run_tasks(todo, *size, scheduler, needs, keep, again, cold, quiet)
+        how = dict(jobs=jobs, threads=threads, memory=memory, minutes=minutes, keep=keep)
+        how |= dict(scheduler=scheduler, resources=needs, cold=cold, quiet=quiet)
+        result = run_tasks(todo, **how)
         _print_summary(result, len(todo))
         _conclude(result, len(todo))
 

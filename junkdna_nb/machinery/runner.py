@@ -293,10 +293,9 @@ def _times(record, notebook, start) -> dict:
     return {name: round(value, 3) for name, value in times.items()}
 
 # %% ../../nbs/50_runner.ipynb #45e2f5f4
-def new_outcome(config: Config, status: str, error=None, line="", times=None, bytes=0) -> dict:
+def new_outcome(status: str, error=None, line="", times=None, bytes=0) -> dict:
     "How a run ended: 'ok', 'found', 'failed', 'busy' or 'stopped'"
-    about = dict(digest=config.digest, name=config.name, experiment=config.experiment)
-    return about | dict(status=status, error=error, line=line, times=times, bytes=bytes)
+    return dict(status=status, error=error, line=line, times=times, bytes=bytes)
 
 # %% ../../nbs/50_runner.ipynb #68e889f0
 def _made_since(config, start):
@@ -314,13 +313,13 @@ def _run_and_time(config, request) -> dict:
     except StudyError as e:
         if made := _made_since(config, start):
             error = f"the record is made, the notebook ended badly: {e}"
-            return new_outcome(config, "ok", error, in_brief(made))
+            return new_outcome("ok", error, in_brief(made))
         raise
     times, size = _times(record, notebook, start), notebook.stat().st_size
     if keep != "notebooks":
         notebook.unlink()
         size = 0
-    return new_outcome(config, "ok", line=in_brief(record), times=times, bytes=size)
+    return new_outcome("ok", line=in_brief(record), times=times, bytes=size)
 
 # %% ../../nbs/50_runner.ipynb #5d147925
 class BusyError(StudyError):
@@ -352,13 +351,13 @@ def perform(
         _check_digest(config, request.get("digest", config.digest))
         with claim(config, waiting):
             if not request.get("force") and (record := valid_record(config)):
-                return new_outcome(config, "found", line=in_brief(record))
+                return new_outcome("found", line=in_brief(record))
             tell("started")
             return _run_and_time(config, request)
     except BusyError:
-        return new_outcome(config, "busy")
+        return new_outcome("busy")
     except StudyError as e:
-        return new_outcome(config, "failed", str(e))
+        return new_outcome("failed", str(e))
 
 # %% ../../nbs/50_runner.ipynb #5389dbe2
 def settle_killed(
@@ -369,14 +368,16 @@ def settle_killed(
     keep: str = "notebooks",  # as in `run_notebook`
 ) -> dict:  # outcome
     "Put in order what a killed run has left"
-    folder, failed = runs_dir(config.experiment), None
+    folder = runs_dir(config.experiment)
+    failed = folder / f"{config.name}.failed.ipynb"
     with claim(config):
         for tmp in folder.glob(f".tmp-{config.name}.ipynb-*.ipynb"):
             with contextlib.suppress(Exception):  # half written
                 if keep != "none":
-                    _finish(tmp, failed := folder / f"{config.name}.failed.ipynb")
+                    _finish(tmp, failed)
         remove_stale(folder)
         if record := _made_since(config, since):
-            return new_outcome(config, "found", line=in_brief(record))
-        record_failure(config, why, lines, failed)
-    return new_outcome(config, "failed", why)
+            error = f"the record is made, the notebook ended badly: {why}"
+            return new_outcome("ok", error, in_brief(record))
+        record_failure(config, why, lines, failed if failed.is_file() else None)
+    return new_outcome("failed", why)

@@ -113,7 +113,6 @@ def _runs_of(experiment: str) -> list:
 # %% ../../nbs/55_site.ipynb #35139889
 _LINK = re.compile(r'(?<=\]\()[^)\s]+|(?<=src=")[^"\s]+')
 _MOVED = {"00b_tasks.ipynb": "15_tasks.ipynb", "01b_transfer.ipynb": "30_modes.ipynb"}
-_MOVED |= {"README.md": "index.ipynb"}
 
 
 @dataclass
@@ -352,6 +351,9 @@ def render(
     site: Path,  # folder to write
 ) -> Path:  # of the first page
     "Make a site of pages"
+    if site.exists() and not (site / ".buildinfo").is_file():  # which Sphinx leaves
+        allowed = "allowed: a new folder, or one with such a site"
+        raise StudyError(f"site={str(site)!r} is there and no site of this command ({allowed})")
     every = [*pages]
     for page in pages:
         every += page.below
@@ -399,7 +401,10 @@ def build(
         raise StudyError(f"the packages that make the site are not installed: {how}")
     root = project_root()
     first = open_page(root / "nbs" / "index.ipynb")
-    texts = [open_page(root / f"{name}.md") for name in ("CONTRIBUTING", "CHANGELOG")]
+    texts = [
+        open_page(root / f"{name}.md")
+        for name in ("CONTRIBUTING", "benchmarks/README", "CHANGELOG")
+    ]
     for page in texts:
         page.chapter = "project"
     pages = [first, *study_pages(root), *_browsers(), *package_pages(root), *texts]

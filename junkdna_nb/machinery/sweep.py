@@ -35,7 +35,7 @@ from junkdna_nb.base.storage import (
     study_dir,
     unheld,
 )
-from .runner import claim, record_failure
+from .runner import claim, new_outcome, record_failure
 from .warm import run_isolated
 
 # %% ../../nbs/53_sweep.ipynb #6781b1b4
@@ -163,17 +163,12 @@ def cluster_precision(
 # %% ../../nbs/53_sweep.ipynb #5b467823
 _GIVEN_UP = "cancelled", "released", "forgotten"
 
-
-def _not_run(status, error):
-    "The outcome of a run that was not begun"
-    return dict(status=status, error=error, line="", times=None, bytes=0)
-
 # %% ../../nbs/53_sweep.ipynb #9a665922
 def _refused(request, baseline, address):
     "The outcome of a request that this worker cannot fulfil; None if it can"
     if not (runs_dir() / ".locks" / request["token"]).is_file():
         unseen = f"does not see {runs_dir()} of the machine that started the sweep"
-        return _not_run("failed", f"worker {address} {unseen}")
+        return new_outcome("failed", f"worker {address} {unseen}")
     if not baseline or baseline["status"] in ("ok", "found"):
         return None
     error = f"its dense baseline failed: {baseline['error']}"
@@ -181,7 +176,7 @@ def _refused(request, baseline, address):
         config = get_experiment(request["experiment"]).make(**request["params"])
         with claim(config):
             record_failure(config, error)
-    return _not_run(baseline["status"], error)
+    return new_outcome(baseline["status"], error)
 
 # %% ../../nbs/53_sweep.ipynb #7099ed84
 def _share(slots, address):
@@ -195,7 +190,8 @@ def _on_worker(request, baseline=None):
     from distributed import get_worker
 
     worker = get_worker()
-    os.environ.pop("JUNKDNA_MIRROR", None)
+    for place in ("JUNKDNA_MIRROR", "JUNKDNA_TASKS"):  # of an earlier sweep
+        os.environ.pop(place, None)
     os.environ.update(request["env"])
     if refused := _refused(request, baseline, worker.address):
         return refused
@@ -209,8 +205,7 @@ def _on_worker(request, baseline=None):
         return getattr(task, "state", "executing") in _GIVEN_UP
 
     threads = request["threads"] or _share(request["slots"], worker.address)
-    outcome = run_isolated(dict(request, threads=threads), tell, unwanted)
-    return dict(outcome, worker=worker.address, threads=threads)
+    return run_isolated(dict(request, threads=threads), tell, unwanted)
 
 # %% ../../nbs/53_sweep.ipynb #ec48455c
 def _probe(token, folder, code):
@@ -344,6 +339,7 @@ def submit(self: _Sweep, task, priority, patient):
     "Hand a run to the cluster; low priorities come first"
     experiment, digest = task.config.experiment, task.config.digest
     about = dict(experiment=experiment, params=task.params, digest=digest, patient=patient)
+    about |= dict(force=task.state == "done")  # it is in the plan all the same
     again = "-again" if priority > len(self.tasks) else ""
     future = self.client.submit(
         _on_worker,
@@ -394,13 +390,13 @@ def _outcome(future, task):
         return future.result()
     e = future.exception() if future.status == "error" else None
     if e is None:
-        return _not_run("failed", f"the cluster gave it up ({future.status})")
+        return new_outcome("failed", f"the cluster gave it up ({future.status})")
     error = f"{type(e).__name__}: {e}"
     if isinstance(e, KilledWorker):
         error = "its worker was killed again and again; out of memory?"
     with claim(task.config):
         record_failure(task.config, error, precision=task.precision)
-    return _not_run("failed", error)
+    return new_outcome("failed", error)
 
 # %% ../../nbs/53_sweep.ipynb #089cd216
 @patch
@@ -566,7 +562,6 @@ def run_tasks(
     scheduler: str = "",  # address of a running cluster; '': one of our own
     resources: dict = None,  # what each run needs of a worker, e.g. dict(GPU=1)
     keep: str = "notebooks",  # which notebooks stay: notebooks, failed, none
-    force: bool = False,
     cold: bool = False,
     quiet: bool = False,
     dashboard: bool = True,
@@ -576,7 +571,7 @@ def run_tasks(
     if not scheduler:
         jobs, threads = machine(jobs, threads, memory)
     common = dict(env=_places(), token=token, topic=token, minutes=minutes, keep=keep)
-    common |= dict(force=force, cold=cold, threads=threads)
+    common |= dict(cold=cold, threads=threads)
     with (
         _interrupts(events),
         _prepared(tasks, token),

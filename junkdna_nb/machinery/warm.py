@@ -200,7 +200,7 @@ def run_isolated(
     if isinstance(end, dict):
         return end
     if end == "stopped":
-        return new_outcome(config, "stopped", "stopped")
+        return new_outcome("stopped", "stopped")
     return settle_killed(config, end, since, lines, request.get("keep", "notebooks"))
 
 # %% ../../nbs/51_warm.ipynb #9655966d
