@@ -27,6 +27,14 @@ from junkdna_nb.machinery.audit import Progress, _batch, _Budget, carry_out, mak
 from junkdna_nb.machinery.handover import _licence, finished, hand_over, read_result, render
 
 LEVELS = np.arange(1, 20) / 20
+
+
+@pytest.fixture(autouse=True)
+def no_table(monkeypatch):
+    "An audit of a file names its table in the environment"
+    monkeypatch.setenv("JUNKDNA_TASKS", "")
+
+
 SHAPES = [1.5 * LEVELS**2, 0.02 * LEVELS + 3 * (LEVELS > 0.85), 1.5 * LEVELS]
 
 
@@ -152,8 +160,7 @@ def relabelled(label):
         (relabelled(lambda i: "no" if i else "yes"), {}, "one label only among its evaluated rows"),
     ],
 )
-def test_bad_input_is_told_in_a_line(tmp_path, monkeypatch, runs, rows, asked, told):
-    monkeypatch.setenv("JUNKDNA_TASKS", "")
+def test_bad_input_is_told_in_a_line(tmp_path, runs, rows, asked, told):
     path = written(tmp_path / "reviews.csv", rows)
     with pytest.raises(StudyError) as e:
         make_audit("minilm", str(path), **asked)
@@ -286,7 +293,7 @@ def test_model_without_the_hub():
 
 SCRIPT = "<script>alert(1)</script>"
 GOOD, BAD = ("wonderful great", "brilliant lovely"), ("awful terrible", "boring poor")
-ASKED = ("--methods", "rtn", "--keep", "0.5", "--max-train", "0", "--max-eval", "0")
+ASKED = ("--methods", "rtn", "--keep", "0.6", "--max-train", "0", "--max-eval", "0")
 ASKED += ("--epochs", "10", "--max-length", "24", "--learning-rate", "0.005")
 ASKED += ("--batch-size", "32")
 

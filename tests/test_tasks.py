@@ -458,7 +458,7 @@ BAD_FILES = {
     "empty": ("reviews.csv", b"", "reviews.csv has no rows"),
     "header": ("reviews.csv", b"text,label\n", "reviews.csv has no rows"),
     "ragged": ("reviews.csv", b"text,label\na,b,c\n", "row 1 has other columns"),
-    "binary": ("reviews.csv", b"\xff\xfe\x00", "cannot be read"),
+    "binary": ("reviews.csv", b"\xff\xfe\x00", "no text in UTF-8"),
     "json": ("reviews.jsonl", b"{'a': 1}\n", "reviews.jsonl cannot be read"),
     "list": ("reviews.jsonl", b"[1]\n", "line 1 is not an object"),
     "parquet": ("reviews.parquet", b"no parquet", "reviews.parquet cannot be read"),

@@ -285,7 +285,7 @@ def drop_curves(groups: list, scale: str = "signal", xlabel: str = "sparsity"):
     for ax, (title, curves) in zip(axes, groups, strict=True):
         ax.axhline(0, color="0.3", lw=0.8)
         for i, curve in enumerate(curves):
-            _draw_curve(ax, curve, looks[curve.label], step * (i - len(curves) / 2))
+            _draw_curve(ax, curve, looks[curve.label], step * (i - (len(curves) - 1) / 2))
         ax.set(title=title, xlabel=xlabel)
         ax.locator_params(axis="x", nbins=5)
         ax.tick_params(labelbottom=True)
@@ -660,10 +660,11 @@ def _without_limit(tasks: list) -> str:
 
 def _bits_label(kept: list) -> str:
     "What the panel of bits shows: the fewest, or whether the only number that was run is enough"
-    run = {n for row in kept if row.bits for n in (row.bits.least, row.bits.tried)}
+    ends = [(row.bits.least, row.bits.tried) for row in kept if row.bits]
+    run = set(sum(ends, ()))
     return f"{run.pop():g} bits, the only run" if len(run) == 1 else "fewest bits of those run"
 
-
+# %% ../../nbs/46_plots.ipynb #46a00072
 def keep_figure(kept: list, title: str = ""):
     "Draw for every task the largest sparsity and the fewest bits that keep 95 % of the dense score"
     import matplotlib.pyplot as plt

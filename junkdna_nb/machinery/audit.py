@@ -16,6 +16,7 @@ import statistics
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -151,10 +152,15 @@ def _is_first(texts: list) -> list:
     return [first[i] == i for i in range(len(texts))]
 
 
+def _plain(text: str) -> str:
+    "A text without capitals and superfluous blanks"
+    return " ".join(text.split()).casefold()
+
+
 def _firsts(texts: list) -> list:
     "For each text: where does it occur first? Case and blanks are ignored"
     first = {}
-    plain = [tuple(" ".join(t.split()).casefold() for t in text) for text in texts]
+    plain = [tuple(map(_plain, text)) for text in texts]
     for i, text in enumerate(plain):
         first.setdefault(text, i)
     return [first[text] for text in plain]
@@ -187,8 +193,9 @@ _LARGEST = 10**6  # of scores
 
 def _brief(name) -> str:
     "Name of a class for a message; quoted and cut if it is not a short word"
-    plain = re.fullmatch(r"[\w .+/&-]{1,30}", name)
-    return name if plain else repr(name if len(name) <= 30 else name[:29] + "…")
+    if re.fullmatch(r"[\w .+/&-]{1,30}", name):
+        return name
+    return repr(name if len(name) <= 30 else name[:29] + "…")
 
 
 def _are_scores(labels: list, classes: int) -> bool:
@@ -488,14 +495,15 @@ def _check_labels(name, data):
     "Refuse a task with one class, or with a class that is never trained on"
     trained = {row["label"] for row in data.train}
     asked = {row["label"] for row in data.evals[""]}
-    for what, labels in dict(trained=trained, evaluated=asked).items():
-        if len(labels) == 1:
-            told = f"task={name!r} has one label only among its {what} rows"
-            raise StudyError(f"{told} (allowed: two or more)")
+
     if data.task.labels and (unseen := asked - trained):
         names = ", ".join(data.task.labels[i] for i in sorted(unseen)[:5])
         what = f"task={name!r}: {names} is evaluated and never trained on"
         raise StudyError(f"{what} (allowed: classes that the {len(data.train)} training rows have)")
+    for what, labels in dict(trained=trained, evaluated=asked).items():
+        if len(labels) == 1:
+            told = f"task={name!r} has one label only among its {what} rows"
+            raise StudyError(f"{told} (allowed: two or more)")
 
 # %% ../../nbs/56_audit.ipynb #56000073
 def _check_loaded(audit):
@@ -541,7 +549,7 @@ def _share_cut(audit, rows, columns) -> float:
     if limit > tokenizer.model_max_length:
         most = f"(allowed: at most {tokenizer.model_max_length})"
         raise StudyError(f"max_length={limit} is more than {audit.model} can read {most}")
-    texts = [[row[column] for row in rows] for column in columns]
+    texts = [list(map(itemgetter(column), rows)) for column in columns]
     lengths = list(map(len, tokenizer(*texts, truncation=False, verbose=False)["input_ids"]))
     return sum(n > limit for n in lengths) / len(lengths)
 
