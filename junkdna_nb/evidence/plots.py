@@ -47,7 +47,7 @@ def panels(count: int, columns: int = 3, width=3.2, height=2.5, **share) -> tupl
     import matplotlib.pyplot as plt
 
     style()
-    columns = max(1, min(columns, count))
+    columns = 2 if count == 4 and columns == 3 else max(1, min(columns, count))
     rows = max(1, -(-count // columns))
     size = (max(6.4, width * columns), height * rows + 0.9)
     fig, axes = plt.subplots(
@@ -58,6 +58,13 @@ def panels(count: int, columns: int = 3, width=3.2, height=2.5, **share) -> tupl
     return fig, list(axes.flat[:count])
 
 # %% ../../nbs/46_plots.ipynb #2cc7f018
+def _label_left(axes, text: str):
+    "Name the vertical axis of the panels at the left"
+    for ax in axes:
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(text)
+
+
 def caption(fig, text: str):
     "Write small text below a figure"
     fig.supxlabel(textwrap.fill(text, int(16 * fig.get_figwidth())), fontsize=7.5, color="0.3")
@@ -244,7 +251,7 @@ def about(curves: list) -> str:
     over = "items and seeds" if max(seeds) > 1 else "items"
     bars = f"over {over}"
     if several:  # some curves are means over tasks, perhaps all
-        bars = f"over tasks and {over}"
+        bars = f"over tasks, {over}" if "and" in over else f"over tasks and {over}"
         if min(tasks) == 1:
             bars = f"(of a task over {over}, of a mean over tasks as well)"
     plural = "seeds" if max(seeds) > 1 else "seed"
@@ -289,8 +296,7 @@ def drop_curves(groups: list, scale: str = "signal", xlabel: str = "sparsity"):
         ax.set(title=title, xlabel=xlabel)
         ax.locator_params(axis="x", nbins=5)
         ax.tick_params(labelbottom=True)
-    for ax in axes[:: min(3, len(axes))]:
-        ax.set_ylabel(DROP_NAMES[scale])
+    _label_left(axes, DROP_NAMES[scale])
     note = _cut_bars(axes, every)
     legend_above(fig, axes)
     caption(fig, about(every) + note)
@@ -739,8 +745,7 @@ def measures_figure(table, harder: dict):
         ax.set(xlabel=minus + measure, title=f"{len(here)} tasks")
         which = named_points(x.to_numpy(), y.to_numpy(), each=1)
         name_points(ax, x.to_numpy(), y.to_numpy(), here["task"].tolist(), which, 6.5)
-    for ax in axes[:: max(1, min(3, len(axes)))]:
-        ax.set_ylabel(DROP_NAMES["signal"])
+    _label_left(axes, DROP_NAMES["signal"])
     legend_above(fig, axes)
     return fig
 
@@ -806,8 +811,7 @@ def overlay(groups: list):
     for ax, (title, lines) in zip(axes, groups, strict=True):
         _overlay_panel(ax, lines, looks)
         ax.set(title=title, xlabel="sparsity")
-    for ax in axes[:: min(3, len(axes))]:
-        ax.set_ylabel("% of the dense score")
+    _label_left(axes, "% of the dense score")
     note = _cut_bars(axes, every, percent_kept)
     legend_above(fig, axes)
     caption(fig, about(every) + note + "; paper: roberta-large, read off the image")

@@ -180,8 +180,8 @@ def _spread(self: Search, *levels) -> tuple:
 
 
 @patch
-def confirmed(self: Search) -> dict:
-    "setting -> `Margin` of the fresh runs, where all are known"
+def confirmed(self: Search, cautious: bool = False) -> dict:
+    "setting -> `Margin` of the fresh runs, where all are known; `cautious`: of the larger spread"
     levels = sorted({level for level, draw in self.known if draw} - {DENSE})
     whole = [level for level in levels if not self.missing(level, self.fresh)]
     found = {}
@@ -189,7 +189,7 @@ def confirmed(self: Search) -> dict:
         # a stronger setting, that may break in one seed and not in another, says nothing here
         pooled, df = self._spread(*whole[: i + 1])
         own, _ = seed_variance(self.known, [level], range(self.draws + 1))
-        spread = max(pooled, own if self.draws > 1 else 0.0), df
+        spread = max(pooled, own if cautious and self.draws > 1 else 0.0), df
         found[level] = margin(self.known, level, self.fresh, self.keep, spread)
     return found
 
@@ -232,7 +232,7 @@ def _ends(self: Search) -> list:
     chosen, confirmed = self.chosen(), self.confirmed()
     se, top = self._planned_se(chosen), self.size - 1
     curve = predicted_margins(chosen, self.size)
-    mild = _walk(self, curve, se, confirmed.get, lambda i: i)
+    mild = _walk(self, curve, se, self.confirmed(cautious=True).get, lambda i: i)
     below = {level: m.flipped() for level, m in confirmed.items()}
     strong = _walk(self, -curve[::-1], se, below.get, lambda i: top - i)
     return [mild, strong]
