@@ -113,6 +113,9 @@ def test_a_broken_setting_says_nothing_of_a_milder_one():
     task.runs = 2.0
     search.known |= {(1, draw): task.run(1) for draw in range(3)}
     assert search.confirmed()[0] == alone and search.confirmed()[1].seeds > 10 * alone.seeds
+    # what is called safe is judged by its own spread, where that is the larger one
+    cautious = search.confirmed(cautious=True)
+    assert cautious[1].seeds > search.confirmed()[1].seeds
 
 
 ROWS = [

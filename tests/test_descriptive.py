@@ -14,6 +14,7 @@ from junkdna_nb.base.experiments import GlueConfig
 from junkdna_nb.base.records import load_items
 from junkdna_nb.evidence.descriptive import (
     Flips,
+    _constant_is_enough,
     agreement,
     bits_limit,
     breaking_table,
@@ -79,6 +80,16 @@ def test_breaking_points_by_hand():
     assert keep_limit(toy_task({"dense": 6}), resamples=100) is None
     nothing = kept_samples(toy_task({"dense": 0, "sparse 0.1": 0}), resamples=100)[1]
     assert np.isfinite(nothing).all()
+
+
+def test_no_limit_where_a_constant_answer_is_enough():
+    "Nine of ten items are of one class; their most frequent class in training is the other"
+    from dataclasses import replace
+
+    task = toy_task({"dense": 92, "sparse 0.4": 90}, n=100)
+    rare = replace(task, labels=(np.arange(100) >= 90).astype(int), chance=np.full(2, 0.1))
+    rare = replace(rare, predictions=np.where(task.predictions == task.labels, rare.labels, 0))
+    assert _constant_is_enough(rare, 0.95) and not _constant_is_enough(task, 0.95)
 
 
 def test_fewest_bits_by_hand():

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import queue
 import random
 import re
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -24,8 +26,9 @@ from distributed import Client
 from junkdna_nb.base.experiments import GlueConfig
 from junkdna_nb.base.records import load_items, load_record, load_runs
 from junkdna_nb.machinery import warm
-from junkdna_nb.machinery.grid import make_plan, read_grid
+from junkdna_nb.machinery.grid import Task, make_plan, read_grid
 from junkdna_nb.machinery.runner import claim
+from junkdna_nb.machinery.sweep import _Sweep
 from junkdna_nb.machinery.warm import run_isolated
 
 TINY = dict(model="tiny/bert", max_train=64, max_eval=32, epochs=1, max_length=32)
@@ -681,6 +684,23 @@ def test_what_enters_the_digest(tmp_path, monkeypatch):
         == GlueConfig(task="product").sources()["data"]
         != GlueConfig(task="sarcasm").sources()["data"]
     )
+
+
+def test_what_is_planned_though_its_record_is_there_is_run_again():
+    "Such as a baseline of another torch: a worker that finds the record must not stop at it"
+    asked = {}
+
+    class Client:
+        def submit(self, function, request, baseline, key, **how):
+            asked[request["digest"]] = request["force"]
+            return SimpleNamespace(key=key, add_done_callback=lambda done: None)
+
+    common = dict(topic="t")
+    sweep = _Sweep(Client(), [], None, 1, common, {}, None, queue.SimpleQueue())
+    configs = dict(done=GlueConfig(mode="dense"), missing=GlueConfig(), failed=GlueConfig(seed=9))
+    for state, config in configs.items():
+        sweep.submit(Task(config, {}, "a grid", state=state), 0, True)
+    assert asked == {c.digest: state == "done" for state, c in configs.items()}
 
 
 def test_stale_and_forced(runs, grid, undisturbed):

@@ -544,14 +544,13 @@ def _named_task(task, text, label, text2):
 # %% ../../nbs/56_audit.ipynb #56000180
 def _share_cut(audit, rows, columns) -> float:
     "Share of texts that are longer than the limit of tokens"
-    source, limit = resolve_model(audit.model), audit.config(None, -1, 0).max_length
-    tokenizer = load_tokenizer(source)
-    if limit > tokenizer.model_max_length:
-        most = f"(allowed: at most {tokenizer.model_max_length})"
-        raise StudyError(f"max_length={limit} is more than {audit.model} can read {most}")
+    from junkdna_nb.transfer.finetuning import _check_length
+
+    config, tokenizer = audit.config(None, -1, 0), load_tokenizer(resolve_model(audit.model))
+    _check_length(config, "max_length", tokenizer)
     texts = [list(map(itemgetter(column), rows)) for column in columns]
     lengths = list(map(len, tokenizer(*texts, truncation=False, verbose=False)["input_ids"]))
-    return sum(n > limit for n in lengths) / len(lengths)
+    return sum(n > config.max_length for n in lengths) / len(lengths)
 
 
 def _notes_on_use(audit, data) -> list:
